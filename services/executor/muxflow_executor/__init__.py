@@ -1,0 +1,1 @@
+"""The executor: runs assigned jobs on one node and reports what becomes of them."""

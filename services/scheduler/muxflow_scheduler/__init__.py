@@ -1,0 +1,1 @@
+"""The scheduler: accepts jobs and assigns them to devices."""
