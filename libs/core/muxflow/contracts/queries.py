@@ -1,0 +1,127 @@
+"""Questions and answers: ``muxflow.query.<service>.<verb>.<tenant>[.<node>]``, request and reply.
+
+The tenant token is what permissions hold on to: a user's credentials allow only the own one. Operators may ask with
+`ALL_TENANTS` in its place.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from muxflow.contracts.event import Bytes, Count, Event, Permille, Seconds, TimeNs
+from muxflow.contracts.jobs import ExitStatus, JobRecord, JobState, Placement
+from muxflow.contracts.nodes import Gpu
+
+ALL_TENANTS: Final = "_all"
+"""Stands for every tenant in a query's subject. No tenant can have this name: names begin with a letter or digit."""
+
+
+class JobsQuery(Event, frozen=True, kw_only=True):
+    """List jobs, newest submission first."""
+
+    states: tuple[JobState, ...] = ()
+    """Empty means all."""
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One line about a job."""
+
+    tenant: str
+    job: str
+    state: JobState
+    reason: str
+    attempt: Count
+    priority: int
+    memory_bytes: Bytes
+    placement: Placement | None
+    submitted_ns: TimeNs
+    changed_ns: TimeNs
+    last_exit: ExitStatus | None = None
+
+
+class JobsReply(Event, frozen=True, kw_only=True):
+    """Answer to `JobsQuery`."""
+
+    jobs: tuple[JobSummary, ...]
+    total: Count
+    """How many match, beyond the limit too."""
+
+
+class JobQuery(Event, frozen=True, kw_only=True):
+    """Everything about one job."""
+
+    job: str
+
+
+class JobReply(Event, frozen=True, kw_only=True):
+    """Answer to `JobQuery`."""
+
+    record: JobRecord
+    waiting: str | None = None
+    """Why it does not run now, with numbers; null when it runs or has ended."""
+    queue_position: Count | None = None
+    """0 is next; null unless pending."""
+
+
+class NodesQuery(Event, frozen=True, kw_only=True):
+    """List nodes and their GPUs."""
+
+
+class GpuSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU and what is on it."""
+
+    gpu: Gpu
+    tenant: str | None = None
+    job: str | None = None
+    attempt: Count | None = None
+    job_state: JobState | None = None
+    budget_permille: Permille | None = None
+
+
+class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One node."""
+
+    node: str
+    alive: bool
+    """Whether its executor holds the node's lease."""
+    lease_age_s: Seconds | None
+    """Since the scheduler last saw the lease renewed; null if it never did."""
+    boot_id: str
+    labels: dict[str, str]
+    runners: tuple[str, ...]
+    gpus: tuple[GpuSummary, ...]
+    draining: bool = False
+
+
+class NodesReply(Event, frozen=True, kw_only=True):
+    """Answer to `NodesQuery`."""
+
+    nodes: tuple[NodeSummary, ...]
+
+
+class LogsQuery(Event, frozen=True, kw_only=True):
+    """Read a piece of a job's output from the node that has it."""
+
+    job: str
+    attempt: Count | None = None
+    """Null means the newest that this node knows."""
+    offset: Count | None = None
+    """Byte offset since the attempt began; null means the last `limit_bytes`."""
+    limit_bytes: Annotated[int, Meta(ge=1, le=262144)] = 65536
+
+
+class LogsReply(Event, frozen=True, kw_only=True):
+    """Answer to `LogsQuery`."""
+
+    attempt: Count
+    data: bytes
+    """As written by the job, base64 in JSON."""
+    offset: Count
+    """Where `data` begins; later than asked for when older output was dropped to keep the log bounded."""
+    end: Count
+    """Where the next read goes on."""
+    running: bool
