@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from muxflow.contracts.event import Bytes, Count, Event, Milliseconds, Percent, Permille, Seconds, TimeNs
 
@@ -24,6 +26,7 @@ class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
 
     gpu: str
     state: DeviceCondition | None = None
+    """State of its offline side; null when nobody watches it."""
     utilization_pct: Percent | None = None
     """NVML: share of the last sample period in which any kernel ran."""
     sm_activity_pct: Percent | None = None
@@ -36,8 +39,8 @@ class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
     sm_clock_mhz: Count | None = None
     throttle_reasons: Count | None = None
     """NVML's bit mask."""
-    power_w: float | None = None
-    temperature_c: float | None = None
+    power_w: Annotated[float, Meta(ge=0)] | None = None
+    temperature_c: Annotated[float, Meta(ge=-273.15)] | None = None
     online_activity_pct: Percent | None = None
     """Device activity minus offline busy time."""
     offline_busy_permille: Permille | None = None
@@ -58,6 +61,7 @@ class DeviceState(Event, frozen=True, kw_only=True):
     gpu: str
     state: DeviceCondition
     previous: DeviceCondition | None = None
+    """State before the change; null for the first."""
     since_ns: TimeNs
     cause: str = ""
     """Which reading crossed which threshold."""
@@ -65,6 +69,7 @@ class DeviceState(Event, frozen=True, kw_only=True):
     """Number of the transition on the device page."""
     budget_permille: Permille | None = None
     sample: GpuSample | None = None
+    """The readings that caused the change."""
 
 
 class DeviceFault(Event, frozen=True, kw_only=True):
@@ -92,7 +97,9 @@ class EvictionAlert(Event, frozen=True, kw_only=True):
     workload: str | None = None
     """The online workload that was protected."""
     before: GpuSample | None = None
+    """Readings at the decision."""
     after: GpuSample | None = None
+    """Readings once the job was gone; null while it lasts."""
     decided_ns: TimeNs = 0
     total_ms: Milliseconds | None = None
     """From the decision to the last process gone; null while it lasts."""

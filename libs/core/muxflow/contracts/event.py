@@ -10,8 +10,8 @@ from msgspec import Meta
 # Units and ranges that many fields share. Names of fields carry the unit; these carry the range.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 """A non-negative integer that every JSON reader can hold exactly."""
-TimeNs = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""Nanoseconds since 1970-01-01 UTC; 0 means "not given"."""
+TimeNs = Annotated[int, Meta(ge=0, le=2**63 - 1, description="Nanoseconds since 1970-01-01 UTC; 0 means not given.")]
+"""A point in time, by the clock of whoever wrote it."""
 Bytes = Annotated[int, Meta(ge=0, le=2**53)]
 """A size in bytes."""
 Percent = Annotated[float, Meta(ge=0, le=100)]

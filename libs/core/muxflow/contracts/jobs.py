@@ -11,9 +11,13 @@ from msgspec import Meta
 from muxflow.contracts.event import Bytes, Count, Event, Seconds, ThreadPercentage, TimeNs
 from muxflow.contracts.names import JOB_NAME_PATTERN
 
-JobName = Annotated[str, Meta(pattern=f"^$|{JOB_NAME_PATTERN}", description="1 to 128 letters, digits, '.', '_', '-'")]
-EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+JobName = Annotated[
+    str, Meta(pattern=rf"^$(?!\n)|{JOB_NAME_PATTERN}", description="Empty, or 1 to 128 letters, digits, '.', '_', '-'.")
+]
+EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$(?!\n)", max_length=256)]
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=4096)]
+Priority = Annotated[int, Meta(ge=-1000, le=1000)]
+"""-1000 to 1000; higher goes first."""
 
 
 class GpuRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +34,7 @@ class GpuRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """How the job saves its state when asked. The signal is sent only while the job handles it."""
 
-    signal: Annotated[str, Meta(pattern=r"^SIG(USR1|USR2|HUP|RTMIN(\+([1-9]|1[0-5]))?)$")] = "SIGUSR2"
+    signal: Annotated[str, Meta(pattern=r"^SIG(USR1|USR2|HUP|RTMIN(\+([1-9]|1[0-5]))?)$(?!\n)")] = "SIGUSR2"
     """SIGUSR1, SIGUSR2, SIGHUP or SIGRTMIN to SIGRTMIN+15."""
     grace_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     """How long one checkpoint may take before the job is stopped without it."""
@@ -65,7 +69,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     gpu: GpuRequest
     profile_key: NonEmpty | None = None
     """Jobs with one key share a profile; null means the job's own name."""
-    priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
+    priority: Priority = 0
     """Higher goes first."""
     checkpoint: Checkpoint | None = None
     retries: Annotated[int, Meta(ge=0, le=100)] = 3
@@ -270,6 +274,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_ns: TimeNs = 0
     """When the current attempt was reported as started; 0 if it was not."""
     last_exit: ExitStatus | None = None
+    """How the last attempt that ended did so; null before the first end."""
     checkpoints: Count = 0
     story: tuple[Transition, ...] = ()
     """The most recent transitions, oldest first."""
@@ -339,6 +344,8 @@ class GpuDecision(Event, frozen=True, kw_only=True):
     """Fencing term of the scheduler that decided: a lower one is never obeyed after a higher one."""
     generation: Count
     """Grows with every decision for this GPU within a term."""
+    session: str = ""
+    """The node's lease session this was decided for; in any other session nothing of it may be started."""
     slots: tuple[Slot, ...] = ()
     cause: str = ""
     """Why this differs from the decision before, in words for people."""

@@ -13,7 +13,8 @@ from typing import Final
 _PLAIN: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _ENCODED: Final = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 
-JOB_NAME_PATTERN: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
+# Python's `$` also matches before a last newline, other languages' does not: `(?!\n)` makes them agree.
+JOB_NAME_PATTERN: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$(?!\n)"
 """Job and tenant names: 1 to 128 of letters, digits, dot, underscore, hyphen; first and last a letter or digit."""
 
 

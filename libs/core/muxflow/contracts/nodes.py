@@ -38,7 +38,8 @@ class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     boot_id: str
     session: str
-    """Identity of this executor process; a new one after each restart."""
+    """Identity of this lease. It outlives a restart of the executor that renews in time; a new one begins only when
+    the old one was lost and every attempt under it has ended. Decisions name it."""
     time_ns: TimeNs
 
 

@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from muxflow.contracts.event import Bytes, Count, Event, Percent, ThreadPercentage, TimeNs
 
-Share = Annotated[float, Meta(ge=0)]
-"""Throughput relative to running alone; 1 is undisturbed."""
+Share = Annotated[float, Meta(ge=0, description="Relative to running alone; 1 is undisturbed.")]
+"""A throughput without a unit."""
 
 
 class OfflineProfile(Event, frozen=True, kw_only=True):
@@ -22,8 +22,8 @@ class OfflineProfile(Event, frozen=True, kw_only=True):
     sm_occupancy_pct: Percent | None = None
     memory_bandwidth_pct: Percent | None = None
     memory_peak_bytes: Bytes | None = None
-    kernel_time_us_p50: float | None = None
-    launches_per_s: float | None = None
+    kernel_time_us_p50: Annotated[float, Meta(ge=0)] | None = None
+    launches_per_s: Annotated[float, Meta(ge=0)] | None = None
     samples: Count = 0
     confident: bool = False
     failure: str | None = None

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from muxflow.contracts.event import Bytes, Count, Event, Permille, Seconds, TimeNs
-from muxflow.contracts.jobs import ExitStatus, JobRecord, JobState, Placement
+from muxflow.contracts.jobs import ExitStatus, JobRecord, JobState, Placement, Priority
 from muxflow.contracts.nodes import Gpu
 
 ALL_TENANTS: Final = "_all"
@@ -35,12 +35,14 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     state: JobState
     reason: str
     attempt: Count
-    priority: int
+    priority: Priority
     memory_bytes: Bytes
     placement: Placement | None
+    """Where the current attempt is; null while there is none."""
     submitted_ns: TimeNs
     changed_ns: TimeNs
     last_exit: ExitStatus | None = None
+    """How the last attempt that ended did so; null before the first end."""
 
 
 class JobsReply(Event, frozen=True, kw_only=True):
@@ -89,7 +91,7 @@ class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):
     alive: bool
     """Whether its executor holds the node's lease."""
     lease_age_s: Seconds | None
-    """Since the scheduler last saw the lease renewed; null if it never did."""
+    """Time since the scheduler last saw the lease renewed; null if it never did."""
     boot_id: str
     labels: dict[str, str]
     runners: tuple[str, ...]
