@@ -227,6 +227,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     gpu: str
     """UUID of the GPU."""
+    session: str = ""
+    """The node's lease session in which the attempt was placed there; it ends with that session at the latest."""
     purpose: Purpose = Purpose.RUN
     sm_share_pct: ThreadPercentage | None = None
     """MPS active thread percentage; null leaves it to MPS."""
@@ -259,6 +261,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Number of the current or last attempt; 0 before the first."""
     placement: Placement | None = None
     """Where the current attempt is; null unless profiling, assigned, running or stopping."""
+    last_placement: Placement | None = None
+    """Where the newest attempt is or was: its output is there, and terminal events name it."""
     profiled: bool = False
     """Whether its profile is known, or has been given up."""
     cancel_requested: bool = False
@@ -276,6 +280,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     last_exit: ExitStatus | None = None
     """How the last attempt that ended did so; null before the first end."""
     checkpoints: Count = 0
+    checkpointed_ns: TimeNs = 0
+    """When the job last said that it saved its state, by the node's clock; a repeated event does not count twice."""
     story: tuple[Transition, ...] = ()
     """The most recent transitions, oldest first."""
 
@@ -347,6 +353,9 @@ class GpuDecision(Event, frozen=True, kw_only=True):
     session: str = ""
     """The node's lease session this was decided for; in any other session nothing of it may be started."""
     slots: tuple[Slot, ...] = ()
+    withdrawn: tuple[Attempt, ...] = ()
+    """Attempts that must not run any more and whose `exited` is awaited. The executor stops them; one that it never
+    started it reports as exited all the same, and never starts it later."""
     cause: str = ""
     """Why this differs from the decision before, in words for people."""
 
