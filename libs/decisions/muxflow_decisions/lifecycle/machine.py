@@ -1,0 +1,301 @@
+"""The machine itself: one function per kind of stimulus, dispatched by `advance`.
+
+What it holds on to:
+
+- A number of an attempt is used once, and a new one is given only while no attempt is placed. An attempt leaves its
+  place only by `RunExited` from the node it was placed on, or by `NodeLost` of the lease session it was placed in.
+- Facts about any other attempt, and about jobs that have ended, change nothing. So duplicates and reordering do not
+  either: an exit may come before its start, or while the record still says *assigned*.
+- A program that ended by itself with code 0 has finished, whatever else was wanted at that moment.
+- A lost node is the platform's fault and is counted nowhere. An exit that nobody saw on a node that lives
+  (`ExitStatus.lost`) counts as a loss: the job itself may have brought its shim down, and would do so for ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from muxflow.contracts import (
+    JobRecord,
+    JobSpec,
+    JobState,
+    Placement,
+    Purpose,
+    RunCheckpointed,
+    RunEvent,
+    RunEvicted,
+    RunExited,
+    RunStarted,
+    Transition,
+)
+from muxflow_decisions.lifecycle import stimuli
+from muxflow_decisions.lifecycle.instructions import Announce, Decide, Instruction, Note, Outcome, Wake
+from muxflow_decisions.lifecycle.outcomes import accepted_event, rejected_event, terminal_event
+from muxflow_decisions.lifecycle.retry import RetryPolicy, delay_ns, holds_back
+from muxflow_decisions.lifecycle.stimuli import (
+    Assign,
+    Cancel,
+    NodeLost,
+    ProfileDone,
+    ProfileGivenUp,
+    Stimulus,
+    Submit,
+    Withdraw,
+)
+from muxflow_decisions.lifecycle.story import told
+
+
+def submit(spec: JobSpec, *, submission_id: str, submitted_ns: int, now_ns: int, profiled: bool = False) -> Outcome:
+    """Make the record of an admitted job. `profiled` tells that its profile is known or that nobody measures jobs."""
+    reason = "waiting for a GPU"
+    record = JobRecord(
+        tenant=spec.tenant,
+        job=spec.name,
+        spec=spec,
+        submission_id=submission_id,
+        submitted_ns=submitted_ns,
+        reason=reason,
+        profiled=profiled,
+        changed_ns=now_ns,
+        story=(Transition(time_ns=now_ns, state=JobState.PENDING, stimulus="submit", detail=reason),),
+    )
+    return Outcome(record, (Announce(event=accepted_event(record)),))
+
+
+def advance(record: JobRecord, stimulus: Stimulus, *, now_ns: int, policy: RetryPolicy) -> Outcome:  # noqa: PLR0911 - one per stimulus
+    """Take one step. `now_ns` is the time in UTC; a clock that is set back only affects back-off."""
+    if isinstance(stimulus, Submit):
+        return _resubmitted(record, stimulus, now_ns)
+    if record.state.terminal:
+        return _ignored(record, f"the job has ended: {record.state.value}")
+    step = _Step(record, stimulus, now_ns, policy)
+    match stimulus:
+        case Cancel():
+            return _cancel(step, stimulus)
+        case Assign():
+            return _assign(step, stimulus)
+        case Withdraw():
+            return _withdraw(step, stimulus)
+        case ProfileDone():
+            return _profiled(step, "its profile is known")
+        case ProfileGivenUp():
+            return _profiled(step, f"it runs without a profile: {stimulus.reason}")
+        case NodeLost():
+            return _node_lost(step, stimulus)
+        case RunStarted() | RunCheckpointed() | RunEvicted() | RunExited():
+            return _fact(step, stimulus)
+
+
+class _Step:
+    """One call of `advance`: the record before, and how records after it are made."""
+
+    def __init__(self, record: JobRecord, stimulus: Stimulus, now_ns: int, policy: RetryPolicy) -> None:
+        self.record = record
+        self.stimulus = stimulus
+        self.now_ns = now_ns
+        self.policy = policy
+
+    def to(self, state: JobState, reason: str, **changes: Any) -> JobRecord:
+        """Make the record after a transition."""
+        line = Transition(time_ns=self.now_ns, state=state, stimulus=stimuli.name(self.stimulus), detail=reason)
+        return replace(
+            self.record,
+            state=state,
+            reason=reason,
+            changed_ns=self.now_ns,
+            story=told(self.record, line),
+            **changes,
+        )
+
+
+def _ignored(record: JobRecord, reason: str) -> Outcome:
+    return Outcome(record, (Note(reason=reason),))
+
+
+def _resubmitted(record: JobRecord, stimulus: Submit, now_ns: int) -> Outcome:
+    if stimulus.spec == record.spec:
+        return Outcome(record, (Announce(event=accepted_event(record, submission_id=stimulus.submission_id)),))
+    refusal = rejected_event(
+        record.tenant,
+        record.job,
+        stimulus.submission_id,
+        field="spec",
+        reason=f"there is another job of this name ({record.state.value}); give this one a new name",
+        now_ns=now_ns,
+    )
+    return Outcome(record, (Announce(event=refusal),))
+
+
+def _cancel(step: _Step, stimulus: Cancel) -> Outcome:
+    record = step.record
+    if record.cancel_requested:
+        return _ignored(record, "it is being cancelled already")
+    reason = "cancelled on request" + (f": {stimulus.reason}" if stimulus.reason else "")
+    if record.placement is None:
+        return _ended(step.to(JobState.CANCELLED, reason, cancel_requested=True, not_before_ns=0))
+    after = step.to(JobState.STOPPING, reason, cancel_requested=True)
+    if record.state is JobState.STOPPING:
+        return Outcome(after)
+    return Outcome(after, (_decide(record.placement, after, reason),))
+
+
+def _assign(step: _Step, stimulus: Assign) -> Outcome:
+    record, placement = step.record, stimulus.placement
+    if record.state is not JobState.PENDING:
+        return _ignored(record, f"only a pending job can be placed, and it is {record.state.value}")
+    if holds_back(record.not_before_ns, step.now_ns, step.policy):
+        return _ignored(record, "its back-off has not ended")
+    state = JobState.PROFILING if placement.purpose is Purpose.PROFILE else JobState.ASSIGNED
+    reason = f"placed on GPU {placement.gpu} of {placement.node}"
+    after = step.to(
+        state,
+        reason,
+        attempt=record.attempt + 1,
+        placement=placement,
+        last_placement=placement,
+        started_ns=0,
+        not_before_ns=0,
+    )
+    return Outcome(after, (_decide(placement, after, "starts there"),))
+
+
+def _withdraw(step: _Step, stimulus: Withdraw) -> Outcome:
+    record = step.record
+    if record.placement is None or record.state is JobState.STOPPING:
+        return _ignored(record, f"nothing to withdraw: it is {record.state.value}")
+    if stimulus.attempt not in (None, record.attempt):
+        return _ignored(record, f"attempt {stimulus.attempt} is meant, and attempt {record.attempt} is placed")
+    return _stop(step, record.placement, f"withdrawn: {stimulus.reason}")
+
+
+def _profiled(step: _Step, reason: str) -> Outcome:
+    record = step.record
+    if record.profiled:
+        return _ignored(record, "it was profiled before")
+    if record.state is JobState.PROFILING and record.placement is not None:
+        return _stop(step, record.placement, reason, profiled=True)
+    if record.state is JobState.PENDING:
+        return Outcome(step.to(record.state, reason, profiled=True))
+    return Outcome(replace(record, profiled=True))
+
+
+def _node_lost(step: _Step, stimulus: NodeLost) -> Outcome:
+    record, placement = step.record, step.record.placement
+    if placement is None or (placement.node, placement.session) != (stimulus.node, stimulus.session):
+        return _ignored(record, f"no attempt of it is placed in session {stimulus.session!r} of {stimulus.node}")
+    if record.cancel_requested:
+        return _left(step.to(JobState.CANCELLED, record.reason, placement=None), placement)
+    why = f": {stimulus.reason}" if stimulus.reason else ""
+    after = step.to(JobState.PENDING, f"node {stimulus.node} was lost{why}", placement=None)
+    return _left(after, placement)
+
+
+def _fact(step: _Step, fact: RunStarted | RunCheckpointed | RunEvicted | RunExited) -> Outcome:
+    record, placement = step.record, step.record.placement
+    stray = _stray(record, fact)
+    if placement is None or stray is not None:
+        return _ignored(record, stray or "no attempt of it is placed")
+    match fact:
+        case RunStarted():
+            return _started(step, fact, placement)
+        case RunCheckpointed():
+            return _checkpointed(step, fact)
+        case RunEvicted():
+            return _evicted(step, fact, placement)
+        case RunExited():
+            return _exited(step, fact, placement)
+
+
+def _stray(record: JobRecord, fact: RunEvent) -> str | None:
+    """Say why a fact is not about the attempt that is placed now; None if it is."""
+    if (fact.tenant, fact.job) != (record.tenant, record.job):
+        return f"a fact about {fact.tenant}/{fact.job}"
+    if record.placement is None:
+        return f"no attempt of it is placed; the last was attempt {record.attempt}"
+    if fact.attempt != record.attempt:
+        return f"a fact about attempt {fact.attempt}, and attempt {record.attempt} is placed"
+    if fact.node != record.placement.node:
+        return f"a fact from {fact.node}, and attempt {record.attempt} is placed on {record.placement.node}"
+    return None
+
+
+def _started(step: _Step, fact: RunStarted, placement: Placement) -> Outcome:
+    record = step.record
+    if record.state is JobState.STOPPING or record.started_ns:
+        return _ignored(record, f"it is {record.state.value} already")
+    state = JobState.PROFILING if record.state is JobState.PROFILING else JobState.RUNNING
+    what = "is measured" if state is JobState.PROFILING else "runs"
+    reason = f"{what} on GPU {placement.gpu} of {placement.node}"
+    return Outcome(step.to(state, reason, started_ns=fact.time_ns or step.now_ns))
+
+
+def _checkpointed(step: _Step, fact: RunCheckpointed) -> Outcome:
+    record = step.record
+    if fact.time_ns <= record.checkpointed_ns:
+        return _ignored(record, "this checkpoint, or a later one, is counted already")
+    return Outcome(replace(record, checkpoints=record.checkpoints + 1, checkpointed_ns=fact.time_ns))
+
+
+def _evicted(step: _Step, fact: RunEvicted, placement: Placement) -> Outcome:
+    if step.record.state is JobState.STOPPING:
+        return _ignored(step.record, "it is stopping already")
+    return _stop(step, placement, _because("stopped by its node", f"{fact.cause.value} {fact.reason}".strip()))
+
+
+def _exited(step: _Step, fact: RunExited, placement: Placement) -> Outcome:
+    record, status = step.record, fact.exit
+    how = status.describe()
+    over = {
+        "placement": None,
+        "last_exit": status,
+        "started_ns": record.started_ns or fact.started_ns,
+        "not_before_ns": 0,
+    }
+    if status.succeeded:
+        return _left(step.to(JobState.FINISHED, f"{how} on {placement.node}", **over), placement)
+    counted, times, limit = _count(record, fact, step.policy)
+    if record.cancel_requested:
+        return _left(step.to(JobState.CANCELLED, record.reason, **over, **counted), placement)
+    if times is None:
+        return _left(step.to(JobState.PENDING, f"back in the queue: {how}", **over, **counted), placement)
+    if times > limit:
+        reason = f"{how}; attempt {record.attempt} was the last one allowed"
+        return _left(step.to(JobState.FAILED, reason, **over, **counted), placement)
+    over["not_before_ns"] = at_ns = step.now_ns + delay_ns(record, times, step.policy)
+    after = step.to(JobState.PENDING, f"tried again after: {how}", **over, **counted)
+    return _left(after, placement, Wake(at_ns=at_ns))
+
+
+def _count(record: JobRecord, fact: RunExited, policy: RetryPolicy) -> tuple[dict[str, int], int | None, int]:
+    """Tell which counter an exit adds to, and the new count and its limit if there is one."""
+    if fact.exit.stopped_by is not None:
+        return {"evictions": record.evictions + 1}, None, 0
+    if fact.exit.lost:
+        return {"losses": record.losses + 1}, record.losses + 1, policy.max_losses
+    return {"failures": record.failures + 1}, record.failures + 1, record.spec.retries
+
+
+def _stop(step: _Step, placement: Placement, reason: str, **changes: Any) -> Outcome:
+    after = step.to(JobState.STOPPING, reason, **changes)
+    return Outcome(after, (_decide(placement, after, reason),))
+
+
+def _left(after: JobRecord, placement: Placement, *more: Instruction) -> Outcome:
+    """The attempt is over: its GPU is free, and users are told if the job has ended."""
+    ended = _ended(after)
+    return Outcome(after, (*ended.instructions, _decide(placement, after, after.reason), *more))
+
+
+def _ended(after: JobRecord) -> Outcome:
+    event = terminal_event(after)
+    return Outcome(after, (Announce(event=event),) if event is not None else ())
+
+
+def _decide(placement: Placement, after: JobRecord, cause: str) -> Decide:
+    return Decide(node=placement.node, gpu=placement.gpu, cause=f"{after.tenant}/{after.job}#{after.attempt}: {cause}")
+
+
+def _because(what: str, why: str) -> str:
+    return f"{what}: {why}" if why else what

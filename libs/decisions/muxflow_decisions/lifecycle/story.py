@@ -1,0 +1,26 @@
+"""How a job came to where it is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from muxflow.contracts import JobRecord, Transition
+
+STORY_LENGTH = 32
+"""Transitions that a record keeps."""
+
+
+def told(record: JobRecord, transition: Transition) -> tuple[Transition, ...]:
+    """Add one transition, dropping the oldest when there are too many."""
+    return (*record.story[-(STORY_LENGTH - 1) :], transition)
+
+
+def story(record: JobRecord) -> list[str]:
+    """Tell the kept transitions, one line each, oldest first."""
+    return [_line(transition) for transition in record.story]
+
+
+def _line(transition: Transition) -> str:
+    seconds, nanoseconds = divmod(transition.time_ns, 1_000_000_000)
+    when = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{nanoseconds // 1_000_000:03d}Z"
+    return f"{when}  {transition.state.value:<9}  {transition.stimulus}: {transition.detail}"
