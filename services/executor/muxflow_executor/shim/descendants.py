@@ -1,0 +1,118 @@
+"""Everything below the shim: orphans stay there because it is their subreaper, and in a cgroup where permitted."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from typing import Final
+
+from muxflow_executor.shim.records import stat_fields
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, however they were started."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """Have the kernel SIGKILL this process when its parent ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_all(cgroup: str | None) -> None:
+    """Kill what is left and wait until it has ended."""
+    pause_s = 0.001
+    while kill_all(cgroup):
+        _collect()
+        time.sleep(pause_s)
+        pause_s = min(0.1, pause_s * 2)
+    _collect()
+
+
+def kill_all(cgroup: str | None) -> bool:
+    """SIGKILL every process below this one; False when there is none that we may kill."""
+    if cgroup is not None:
+        with contextlib.suppress(OSError), open(f"{cgroup}/cgroup.kill", "w", encoding="ascii") as file:
+            file.write("1")
+    found = False
+    for pid in below(os.getpid()):
+        try:
+            os.kill(pid, signal.SIGKILL)
+            found = True
+        except ProcessLookupError:
+            found = True  # it may have had children
+        except PermissionError:  # a set-user-ID program: only its owner may end it
+            continue
+    return found
+
+
+def below(root: int) -> list[int]:
+    """Find the living processes below `root`, at any depth."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                state, parent = stat_fields(int(name))[:2]
+                if state not in {"Z", "X"}:
+                    children.setdefault(int(parent), []).append(int(name))
+    found: list[int] = []
+    pending = [root]
+    while pending:
+        children_here = children.get(pending.pop(), [])
+        found += children_here
+        pending += children_here
+    return found
+
+
+def make_cgroup(cgroup: str | None) -> None:
+    if cgroup is not None:
+        with contextlib.suppress(OSError):
+            os.makedirs(cgroup, exist_ok=True)
+
+
+def join_cgroup(cgroup: str | None) -> None:
+    """Move this process, and so its children to come, into the attempt's cgroup."""
+    if cgroup is not None:
+        with contextlib.suppress(OSError), open(f"{cgroup}/cgroup.procs", "w", encoding="ascii") as file:
+            file.write("0")
+
+
+def remove_cgroup(cgroup: str | None) -> None:
+    if cgroup is not None:
+        with contextlib.suppress(OSError):
+            os.rmdir(cgroup)
+
+
+def oom_kills(cgroup: str | None) -> int | None:
+    """How many processes of the attempt the OOM killer ended; None without a memory controller to ask."""
+    try:
+        with open(f"{cgroup}/memory.events", encoding="ascii") as file:
+            events = dict(line.split() for line in file)
+    except OSError:
+        return None
+    return int(events.get("oom_kill", 0))
+
+
+def wait_any() -> tuple[int, int]:
+    """Collect one ended child: its pid and wait status, or (0, 0) when none has ended."""
+    try:
+        return os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return 0, 0
+
+
+def _collect() -> None:
+    while wait_any()[0]:
+        pass
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
