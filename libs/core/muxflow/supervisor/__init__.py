@@ -1,0 +1,1 @@
+"""`muxflow up`: everything of one machine under one supervisor."""
