@@ -1,0 +1,121 @@
+"""What each role may publish and subscribe, derived from the catalogue. Everything else is forbidden.
+
+Streams with durables: whoever may create consumers on a stream can change any durable there by its name. So on those
+streams only operators may; services are given their own durable's next message and its acks, nothing more.
+
+Streams without durables: readers make consumers of their own. The subject of the request names the filter, and the
+server refuses a payload with another one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from muxflow.contracts import BUCKETS, DURABLES, STREAMS, SUBJECTS, Bucket, Role, Subject, encode_token
+from muxflow.contracts.catalogue import MAX_DELIVERIES_ADVISORY
+
+BOUND_BY: Final[dict[Role, str]] = {Role.USER: "tenant", Role.NODE: "node", Role.ONLINE: "workload"}
+"""Roles whose credentials are bound, and the placeholder they are bound to."""
+
+_WITH_DURABLES: Final = frozenset(durable.stream for durable in DURABLES)
+_FENCERS: Final[dict[str, tuple[Role, ...]]] = {"node_leases": (Role.SCHEDULER,)}
+"""Who may delete entries of somebody else's bucket. The server cannot tell a deletion from a write."""
+
+
+class Permissions(msgspec.Struct, frozen=True, kw_only=True):
+    """Allow lists, sorted."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    responses: bool = False
+    """Whether it may answer whoever asked it."""
+
+
+def inbox_prefix(role: Role, bound_to: str | None = None) -> str:
+    """Where a role's answers arrive; nobody else can read there."""
+    return f"_INBOX_{role.value}" + ("" if bound_to is None else f"_{encode_token(bound_to)}")
+
+
+def permissions(role: Role, bound_to: str | None = None) -> Permissions:
+    """Give a role its rows of the table. ValueError if it must be bound and is not, or the other way round."""
+    if (role in BOUND_BY) != (bound_to is not None):
+        raise ValueError(f"role {role.value} is bound to {BOUND_BY.get(role, 'nothing')}")
+    names = {BOUND_BY[role]: bound_to} if bound_to is not None else {}
+    publish: set[str] = set()
+    subscribe = {f"{inbox_prefix(role, bound_to)}.>"}
+    responses = False
+    if role is Role.PROVISIONER:
+        publish |= {"$JS.API.>"}
+    for subject in SUBJECTS:
+        if role in subject.publishers:
+            publish.add(subject.pattern(**names))
+        if role in subject.readers:
+            subscribe.add(subject.pattern(**names))
+            if subject.reply is not None:
+                subscribe.add("$SRV.>")
+                responses = True
+            else:
+                publish |= _reading(subject, role, names)
+    for durable in DURABLES:
+        if durable.role is role:
+            at = f"{durable.stream}.{durable.name}"
+            publish |= {f"$JS.API.CONSUMER.MSG.NEXT.{at}", f"$JS.ACK.{at}.>", f"$JS.ACK.*.*.{at}.>"}
+    for bucket in BUCKETS:
+        publish |= _bucket(bucket, role, names)
+    if role is Role.SCHEDULER:
+        publish |= _upkeep_of_jobs()
+    if role is Role.OPERATOR:
+        publish |= _looking_into_streams()
+    return Permissions(publish=tuple(sorted(publish)), subscribe=tuple(sorted(subscribe)), responses=responses)
+
+
+def _reading(subject: Subject, role: Role, names: dict[str, str]) -> set[str]:
+    """Reading what a stream has kept."""
+    if subject.stream is None:
+        return set()
+    pattern = subject.pattern(**names)
+    allowed = {f"$JS.API.DIRECT.GET.{subject.stream}.{pattern}"}
+    if subject.stream not in _WITH_DURABLES or role is Role.OPERATOR:
+        allowed |= _consumers(subject.stream, pattern)
+    return allowed
+
+
+def _consumers(stream: str, pattern: str) -> set[str]:
+    """Ephemeral consumers with this very filter, and their flow control."""
+    return {f"$JS.API.CONSUMER.CREATE.{stream}.*.{pattern}", f"$JS.FC.{stream}.>"}
+
+
+def _bucket(bucket: Bucket, role: Role, names: dict[str, str]) -> set[str]:
+    key = f"$KV.{bucket.name}." + re.sub(
+        r"\{(\w+)\}", lambda match: encode_token(names[match[1]]) if match[1] in names else "*", bucket.key
+    )
+    allowed: set[str] = set()
+    if role is bucket.writer or role in _FENCERS.get(bucket.name, ()):
+        allowed.add(key)
+    if role is bucket.writer or role in bucket.readers:
+        stream = f"KV_{bucket.name}"
+        allowed |= {f"$JS.API.DIRECT.GET.{stream}.{key}", *_consumers(stream, key)}
+    return allowed
+
+
+def _upkeep_of_jobs() -> set[str]:
+    """Finding out which outcomes have been published, and deleting what ended long ago."""
+    return {"$JS.API.STREAM.INFO.JOBS", "$JS.API.STREAM.PURGE.JOBS"}
+
+
+def _looking_into_streams() -> set[str]:
+    """Everything that reads: the originals of dead letters by their sequence, advisories, states for ``nats``."""
+    return {
+        *_consumers("DEAD", MAX_DELIVERIES_ADVISORY),
+        *(f"$JS.API.STREAM.MSG.GET.{stream.name}" for stream in STREAMS),
+        *(f"$JS.API.DIRECT.GET.{stream.name}" for stream in STREAMS),
+        "$JS.API.CONSUMER.INFO.>",
+        "$JS.API.INFO",
+        "$JS.API.STREAM.INFO.*",
+        "$JS.API.STREAM.LIST",
+        "$JS.API.STREAM.NAMES",
+        "$SRV.>",
+    }
