@@ -32,6 +32,12 @@ _BOUNDS: Final = (
     ("maxItems", None, -1),
 )
 _EXACT: Final = ("pattern", "contentEncoding")
+# Keyword of a schema inside, how a path shows it, and what it is where it is left out.
+_INNER: Final[tuple[tuple[str, str, Json], ...]] = (
+    ("items", "[]", {}),
+    ("additionalProperties", "{}", {}),
+    ("propertyNames", "{name}", {"type": "string"}),
+)
 _SUFFIX: Final = schema_file("")
 
 
@@ -111,12 +117,13 @@ class _Comparison:
         yield from _narrowed_choice(path, old, new)
         yield from _narrowed_bounds(path, old, new)
         for keyword in _EXACT:
-            if new.get(keyword) not in (None, old.get(keyword)):
-                yield f"{path}: {keyword} was {old.get(keyword)!r} and is {new[keyword]!r}"
+            narrowed = keyword in new or keyword == "contentEncoding"
+            if narrowed and new.get(keyword) != old.get(keyword):
+                yield f"{path}: {keyword} was {old.get(keyword)!r} and is {new.get(keyword)!r}"
         yield from self._properties(path, old, new)
-        for keyword, step in (("items", "[]"), ("additionalProperties", "{}"), ("propertyNames", "{name}")):
+        for keyword, step, otherwise in _INNER:
             if keyword in new:
-                yield from self.values(f"{path}{step}", old.get(keyword, {}), new[keyword])
+                yield from self.values(f"{path}{step}", old.get(keyword, otherwise), new[keyword])
 
     def _properties(self, path: str, old: Json, new: Json) -> Iterator[str]:
         before, after = old.get("properties", {}), new.get("properties", {})
