@@ -39,7 +39,8 @@ class LeaseTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 def margin_for(duration_ns: int, grace_ns: int, *, drift_ppm: int, reaction_ns: int) -> int:
     """Smallest safe margin, if each clock runs at most `drift_ppm` (below 500,000) fast or slow, and attempts have
-    ended at most `reaction_ns` after their grace."""
+    ended at most `reaction_ns` after their grace.
+    """
     slow, fast = 1_000_000 - drift_ppm, 1_000_000 + drift_ppm
     # The executor may count slowly and the scheduler fast; the reaction is in true time.
     counted = -(-(duration_ns + grace_ns) * fast // slow)

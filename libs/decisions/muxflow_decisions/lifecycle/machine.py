@@ -145,7 +145,7 @@ def _assign(step: _Step, stimulus: Assign) -> Outcome:
     record, placement = step.record, stimulus.placement
     if record.state is not JobState.PENDING:
         return _ignored(record, f"only a pending job can be placed, and it is {record.state.value}")
-    if holds_back(record.not_before_ns, step.now_ns, step.policy):
+    if holds_back(since_ns=record.changed_ns, until_ns=record.not_before_ns, now_ns=step.now_ns):
         return _ignored(record, "its back-off has not ended")
     state = JobState.PROFILING if placement.purpose is Purpose.PROFILE else JobState.ASSIGNED
     reason = f"placed on GPU {placement.gpu} of {placement.node}"

@@ -32,9 +32,6 @@ def delay_ns(record: JobRecord, times: int, policy: RetryPolicy) -> int:
     return whole - int(whole * policy.jitter * share)
 
 
-def holds_back(not_before_ns: int, now_ns: int, policy: RetryPolicy) -> bool:
-    """Whether a back-off until `not_before_ns` still holds.
-
-    A wait longer than any that the policy gives means that the clock was set back: it does not hold.
-    """
-    return now_ns < not_before_ns <= now_ns + policy.longest_ns
+def holds_back(*, since_ns: int, until_ns: int, now_ns: int) -> bool:
+    """Whether a back-off that began at `since_ns` still holds. It does not if the clock was set back before that."""
+    return since_ns <= now_ns < until_ns

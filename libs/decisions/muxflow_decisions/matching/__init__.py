@@ -1,0 +1,24 @@
+"""Which waiting job goes to which free GPU, and why the others wait."""
+
+from __future__ import annotations
+
+from muxflow_decisions.matching.certificate import Certificate, CertificateError
+from muxflow_decisions.matching.flow import Matching, match
+from muxflow_decisions.matching.model import FreeGpu, JobKey, Need, Offer, WaitingJob, fits
+from muxflow_decisions.matching.waiting import FleetGpu, FleetView, why_waiting
+
+__all__ = [
+    "Certificate",
+    "CertificateError",
+    "FleetGpu",
+    "FleetView",
+    "FreeGpu",
+    "JobKey",
+    "Matching",
+    "Need",
+    "Offer",
+    "WaitingJob",
+    "fits",
+    "match",
+    "why_waiting",
+]
