@@ -7,7 +7,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 import structlog
@@ -74,7 +74,7 @@ class Bus:
             await opened.stop()
         await self.connection.close()
 
-    async def __aenter__(self) -> Bus:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -104,9 +104,9 @@ class Bus:
     ) -> PublishAck:
         """Store an event in its stream; returns when the server has it.
 
-        Fills in `id`, `source` and `time_ns`. Tries until acked, refused or past `deadline_s`; repetitions carry the same
-        id and are stored once. `expect_last` is the sequence that the newest message on this very subject must have,
-        0 for none.
+        Fills in `id`, `source` and `time_ns`. Tries until acked, refused or past `deadline_s`; repetitions carry the
+        same id and are stored once. `expect_last` is the sequence that the newest message on this very subject must
+        have, 0 for none.
 
         Raises `PublishRefused` (`WrongLastSequence`, `StreamFull`, `PayloadTooLarge`, `Forbidden`), `PublishTimeout`.
         """

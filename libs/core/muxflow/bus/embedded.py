@@ -52,12 +52,6 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
-async def until_ready(host: str, port: int) -> None:
-    """Wait until a server greets; for ever, unless cancelled."""
-    while not await greets(host, port):
-        await asyncio.sleep(_LOOK_S)
-
-
 async def greets(host: str, port: int) -> bool:
     """Whether a NATS server answers there."""
     try:

@@ -20,8 +20,8 @@ log = structlog.get_logger("muxflow.bus")
 class Lease:
     """A key in a bucket with a TTL, kept alive for as long as it is held.
 
-    Holding it is counted from before the last renewal that succeeded was sent, by a clock that nobody sets and that goes
-    on while the machine sleeps, so it ends here before the server can give it to somebody else.
+    Holding it is counted from before the last renewal that succeeded was sent, by a clock that nobody sets and that
+    goes on while the machine sleeps, so it ends here before the server can give it to somebody else.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Lease:
 
     async def acquire(self) -> int:
         """Wait until the lease is ours; returns the term. Never raises for a bus that is away."""
-        while not await self.try_acquire():
+        while not await self.try_acquire():  # noqa: ASYNC110 - nothing tells when a key goes by its TTL
             await asyncio.sleep(self._ttl_s / 6)
         return self.term
 

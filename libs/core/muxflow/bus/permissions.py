@@ -10,11 +10,12 @@ server refuses a payload with another one.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-from muxflow.contracts import BUCKETS, DURABLES, STREAMS, SUBJECTS, Bucket, Role, Subject, encode_token
+from muxflow.contracts import BUCKETS, DURABLES, STREAMS, SUBJECTS, Bucket, Durable, Role, Subject, encode_token
 from muxflow.contracts.catalogue import MAX_DELIVERIES_ADVISORY
 
 BOUND_BY: Final[dict[Role, str]] = {Role.USER: "tenant", Role.NODE: "node", Role.ONLINE: "workload"}
@@ -44,32 +45,21 @@ def permissions(role: Role, bound_to: str | None = None) -> Permissions:
     if (role in BOUND_BY) != (bound_to is not None):
         raise ValueError(f"role {role.value} is bound to {BOUND_BY.get(role, 'nothing')}")
     names = {BOUND_BY[role]: bound_to} if bound_to is not None else {}
-    publish: set[str] = set()
-    subscribe = {f"{inbox_prefix(role, bound_to)}.>"}
-    responses = False
-    if role is Role.PROVISIONER:
-        publish |= {"$JS.API.>"}
-    for subject in SUBJECTS:
-        if role in subject.publishers:
-            publish.add(subject.pattern(**names))
-        if role in subject.readers:
-            subscribe.add(subject.pattern(**names))
-            if subject.reply is not None:
-                subscribe.add("$SRV.>")
-                responses = True
-            else:
-                publish |= _reading(subject, role, names)
-    for durable in DURABLES:
-        if durable.role is role:
-            at = f"{durable.stream}.{durable.name}"
-            publish |= {f"$JS.API.CONSUMER.MSG.NEXT.{at}", f"$JS.ACK.{at}.>", f"$JS.ACK.*.*.{at}.>"}
-    for bucket in BUCKETS:
-        publish |= _bucket(bucket, role, names)
-    if role is Role.SCHEDULER:
-        publish |= _upkeep_of_jobs()
-    if role is Role.OPERATOR:
-        publish |= _looking_into_streams()
-    return Permissions(publish=tuple(sorted(publish)), subscribe=tuple(sorted(subscribe)), responses=responses)
+    read = [subject for subject in SUBJECTS if role in subject.readers]
+    answers = any(subject.reply is not None for subject in read)
+    publish = {subject.pattern(**names) for subject in SUBJECTS if role in subject.publishers}
+    publish |= _extra(role)
+    publish |= _union(_reading(subject, role, names) for subject in read if subject.reply is None)
+    publish |= _union(_consuming(durable) for durable in DURABLES if durable.role is role)
+    publish |= _union(_bucket(bucket, role, names) for bucket in BUCKETS)
+    subscribe = {f"{inbox_prefix(role, bound_to)}.>", *(subject.pattern(**names) for subject in read)}
+    if answers:
+        subscribe.add("$SRV.>")
+    return Permissions(publish=tuple(sorted(publish)), subscribe=tuple(sorted(subscribe)), responses=answers)
+
+
+def _union(sets: Iterable[set[str]]) -> set[str]:
+    return set().union(*sets)
 
 
 def _reading(subject: Subject, role: Role, names: dict[str, str]) -> set[str]:
@@ -88,6 +78,12 @@ def _consumers(stream: str, pattern: str) -> set[str]:
     return {f"$JS.API.CONSUMER.CREATE.{stream}.*.{pattern}", f"$JS.FC.{stream}.>"}
 
 
+def _consuming(durable: Durable) -> set[str]:
+    """The next message of one durable, and its acks, in both forms that servers use."""
+    at = f"{durable.stream}.{durable.name}"
+    return {f"$JS.API.CONSUMER.MSG.NEXT.{at}", f"$JS.ACK.{at}.>", f"$JS.ACK.*.*.{at}.>"}
+
+
 def _bucket(bucket: Bucket, role: Role, names: dict[str, str]) -> set[str]:
     key = f"$KV.{bucket.name}." + re.sub(
         r"\{(\w+)\}", lambda match: encode_token(names[match[1]]) if match[1] in names else "*", bucket.key
@@ -101,21 +97,24 @@ def _bucket(bucket: Bucket, role: Role, names: dict[str, str]) -> set[str]:
     return allowed
 
 
-def _upkeep_of_jobs() -> set[str]:
-    """Finding out which outcomes have been published, and deleting what ended long ago."""
-    return {"$JS.API.STREAM.INFO.JOBS", "$JS.API.STREAM.PURGE.JOBS"}
-
-
-def _looking_into_streams() -> set[str]:
-    """Everything that reads: the originals of dead letters by their sequence, advisories, states for ``nats``."""
-    return {
-        *_consumers("DEAD", MAX_DELIVERIES_ADVISORY),
-        *(f"$JS.API.STREAM.MSG.GET.{stream.name}" for stream in STREAMS),
-        *(f"$JS.API.DIRECT.GET.{stream.name}" for stream in STREAMS),
-        "$JS.API.CONSUMER.INFO.>",
-        "$JS.API.INFO",
-        "$JS.API.STREAM.INFO.*",
-        "$JS.API.STREAM.LIST",
-        "$JS.API.STREAM.NAMES",
-        "$SRV.>",
-    }
+def _extra(role: Role) -> set[str]:
+    """What the table of subjects does not tell."""
+    match role:
+        case Role.PROVISIONER:
+            return {"$JS.API.>"}
+        case Role.SCHEDULER:  # finds out which outcomes have been published, deletes what ended long ago
+            return {"$JS.API.STREAM.INFO.JOBS", "$JS.API.STREAM.PURGE.JOBS"}
+        case Role.OPERATOR:  # the originals of dead letters by their sequence, advisories, the state of everything
+            return {
+                *_consumers("DEAD", MAX_DELIVERIES_ADVISORY),
+                *(f"$JS.API.STREAM.MSG.GET.{stream.name}" for stream in STREAMS),
+                *(f"$JS.API.DIRECT.GET.{stream.name}" for stream in STREAMS),
+                "$JS.API.CONSUMER.INFO.>",
+                "$JS.API.INFO",
+                "$JS.API.STREAM.INFO.*",
+                "$JS.API.STREAM.LIST",
+                "$JS.API.STREAM.NAMES",
+                "$SRV.>",
+            }
+        case _:
+            return set()
