@@ -1,0 +1,333 @@
+"""One connection of somebody who submits jobs or looks after them."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import socket
+import uuid
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import msgspec
+
+from muxflow.bus import Bus, Disconnected, Forbidden, Message, NoResponders, QueryError, RequestTimeout
+from muxflow.client import dead_letters, event_feed
+from muxflow.client.dead_letters import DeadEntry
+from muxflow.client.errors import AlreadyEnded, NoAnswer, NotAllowed, NotConnected, NotFound
+from muxflow.client.event_feed import Received
+from muxflow.client.handle import JobHandle
+from muxflow.contracts import (
+    ALL_TENANTS,
+    EvictRequest,
+    JobCancel,
+    JobQuery,
+    JobReply,
+    JobSpec,
+    JobsQuery,
+    JobsReply,
+    JobState,
+    JobSubmit,
+    LogsQuery,
+    LogsReply,
+    NodesQuery,
+    NodesReply,
+    NodeSummary,
+    Role,
+)
+from muxflow.contracts.catalogue import (
+    JOBS_ACCEPTED,
+    JOBS_CANCEL,
+    JOBS_CANCELLED,
+    JOBS_FAILED,
+    JOBS_FINISHED,
+    JOBS_REJECTED,
+    JOBS_SUBMIT,
+    QUERY_JOB,
+    QUERY_JOBS,
+    QUERY_LOGS,
+    QUERY_NODES,
+    REQUESTS_EVICT,
+)
+from muxflow.discovery import Access, DiscoveryError, find
+from muxflow.settings import SettingsError
+
+DEFAULT_TENANT: Final = "default"
+
+_OUTCOMES: Final = (JOBS_ACCEPTED, JOBS_REJECTED, JOBS_FINISHED, JOBS_FAILED, JOBS_CANCELLED)
+_ANSWER_S: Final = 5.0
+_LOG_PAUSE_S: Final = 0.3
+
+
+class Client:
+    """Made by `connect`, used with ``async with``.
+
+    Jobs are named ``name`` (in the client's tenant) or ``tenant/name``. Besides what each method says, all of them
+    raise `NotConnected`, `NotAllowed` when the credentials' role may not do this, and `NoAnswer` when the service that
+    should answer does not.
+    """
+
+    def __init__(self, access: Access, *, tenant: str | None, timeout_s: float) -> None:
+        self.role = access.role
+        """Whose credentials these are; None when that is not known."""
+        self._access = access
+        self._tenant = tenant or access.tenant
+        self._timeout_s = timeout_s
+        self._bus: Bus | None = None
+        self._watched: set[str] = set()
+        self._handles: dict[tuple[str, str], weakref.WeakSet[JobHandle]] = {}
+
+    @classmethod
+    def connect(
+        cls,
+        *,
+        server: str | None = None,
+        credentials: Path | None = None,
+        state_dir: Path | None = None,
+        tenant: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> Self:
+        """Find server and credentials (see `muxflow.discovery.find`); ``async with`` connects.
+
+        Once connected, a lost connection is made again for ever; only the first one must succeed within `timeout_s`.
+        Raises `NotConnected`.
+        """
+        try:
+            access = find(server=server, credentials=credentials, directory=state_dir)
+        except (DiscoveryError, SettingsError) as error:
+            raise NotConnected(str(error)) from None
+        return cls(access, tenant=tenant, timeout_s=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        await _probe(self._access.bus.servers, self._timeout_s)
+        connecting = Bus.connect(self._access.bus, source=f"{_user()}@{socket.gethostname()}")
+        try:
+            self._bus = await asyncio.wait_for(connecting, self._timeout_s)
+        except TimeoutError:
+            server, seed = self._access.bus.servers[0], self._access.bus.credentials
+            whose = f"the credentials in {seed}" if seed else "a client without credentials"
+            raise NotConnected(f"{server} did not let in {whose} within {self._timeout_s:g} s") from None
+        except (OSError, ValueError) as error:
+            raise NotConnected(f"{self._access.bus.servers[0]}: {error}") from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.bus.close()
+
+    @property
+    def bus(self) -> Bus:
+        """The bus below, for what the client does not offer."""
+        if self._bus is None:
+            raise NotConnected("the client is used outside of `async with`")
+        return self._bus
+
+    # Jobs
+
+    async def submit(self, spec: JobSpec) -> JobHandle:
+        """Submit a job; returns when JetStream has stored it: it will not be lost.
+
+        Whether it is valid, the scheduler says: `JobHandle.accepted`.
+        """
+        tenant = spec.tenant or self._tenant or DEFAULT_TENANT
+        spec = msgspec.structs.replace(spec, tenant=tenant)
+        event = JobSubmit(id=uuid.uuid4().hex, spec=spec)
+        handle = await self._watch(tenant, spec.name, submission_id=event.id, spec=spec)
+        with self._explained():
+            await self.bus.publish(JOBS_SUBMIT, event, tenant=tenant, job=spec.name)
+        return handle
+
+    async def cancel(self, job: str, *, reason: str = "") -> JobHandle:
+        """Ask to stop a job for good; returns when JetStream has stored that. Raises `NotFound`, `AlreadyEnded`."""
+        tenant, name = self.locate(job)
+        state = (await self.job(job)).record.state
+        if state in (JobState.FINISHED, JobState.FAILED):
+            raise AlreadyEnded(f"{tenant}/{name} has already {state.value}")
+        event = JobCancel(id=uuid.uuid4().hex, reason=reason)
+        handle = await self._watch(tenant, name, submission_id=event.id)
+        with self._explained():
+            await self.bus.publish(JOBS_CANCEL, event, tenant=tenant, job=name)
+        return handle
+
+    async def watch(self, job: str) -> JobHandle:
+        """Get hold of a job that somebody submitted. Raises `NotFound`."""
+        await self.job(job)
+        return await self._watch(*self.locate(job))
+
+    async def jobs(self, *, states: tuple[JobState, ...] = (), limit: int = 100) -> JobsReply:
+        """List jobs, newest first: of the client's tenant; of all for operators that have none."""
+        tenant = self._tenant or (ALL_TENANTS if self.role is Role.OPERATOR else DEFAULT_TENANT)
+        query = JobsQuery(states=states, limit=limit)
+        with self._explained("scheduler"):
+            reply: JobsReply = await self.bus.request(QUERY_JOBS, query, timeout_s=_ANSWER_S, tenant=tenant)
+        return reply
+
+    async def job(self, job: str) -> JobReply:
+        """Everything about one job. Raises `NotFound`."""
+        tenant, name = self.locate(job)
+        query = JobQuery(job=name)
+        with self._explained("scheduler"):
+            reply: JobReply = await self.bus.request(QUERY_JOB, query, timeout_s=_ANSWER_S, tenant=tenant)
+        return reply
+
+    async def logs(self, job: str, *, attempt: int | None = None, follow: bool = False) -> AsyncIterator[LogsReply]:
+        """Read a job's output in pieces, from the oldest byte that its node has kept.
+
+        With `follow` it goes on until the attempt has ended. Raises `NotFound`.
+        """
+        tenant, name = self.locate(job)
+        place = (await self.job(job)).record.last_placement
+        if place is None:
+            raise NotFound(f"{tenant}/{name} has not been started yet, so it has no output")
+        offset = 0
+        while True:
+            query = LogsQuery(job=name, attempt=attempt, offset=offset)
+            with self._explained(f"executor of node {place.node}"):
+                piece: LogsReply = await self.bus.request(
+                    QUERY_LOGS, query, timeout_s=_ANSWER_S, tenant=tenant, node=place.node
+                )
+            if piece.data:
+                yield piece
+            elif not (follow and piece.running):
+                return
+            else:
+                await asyncio.sleep(_LOG_PAUSE_S)
+            attempt, offset = piece.attempt, piece.end
+
+    def locate(self, job: str) -> tuple[str, str]:
+        """Split ``tenant/name``; the tenant defaults to the client's."""
+        tenant, separator, name = job.rpartition("/")
+        if not name or (separator and not tenant):
+            raise NotFound(f"{job!r} is no name of a job; write NAME or TENANT/NAME")
+        return tenant or self._tenant or DEFAULT_TENANT, name
+
+    # Nodes and what happens
+
+    async def nodes(self) -> tuple[NodeSummary, ...]:
+        """List nodes and what is on their GPUs. For operators and observers."""
+        with self._explained("scheduler"):
+            reply: NodesReply = await self.bus.request(
+                QUERY_NODES, NodesQuery(), timeout_s=_ANSWER_S, tenant=ALL_TENANTS
+            )
+        return reply.nodes
+
+    async def evict(
+        self, node: str, gpu: str, *, job: str | None = None, tenant: str | None = None, reason: str = ""
+    ) -> None:
+        """Ask the scheduler to take offline work off a GPU: one job's, or all of it. For operators."""
+        event = EvictRequest(node=node, gpu=gpu, tenant=tenant, job=job, reason=reason)
+        with self._explained():
+            await self.bus.publish(REQUESTS_EVICT, event, node=node, gpu=gpu)
+
+    def events(
+        self, subject: str = "", *, since_s: float | None = None, follow: bool = True
+    ) -> AsyncIterator[Received]:
+        """Read events, oldest first.
+
+        `subject` is the beginning of a subject, such as ``jobs`` or ``runs.exited``; empty means all that the role may
+        read. `since_s` begins that many seconds ago, which takes an operator or observer; None begins now. With
+        `follow` it never ends.
+        """
+        return event_feed.read(
+            self.bus, event_feed.select(subject, self.role), self._tenant, since_s=since_s, follow=follow
+        )
+
+    def alerts(self, *, since_s: float | None = None, follow: bool = True) -> AsyncIterator[Received]:
+        """Read alerts, oldest first; see `events`. For operators and observers."""
+        return self.events("alerts", since_s=since_s, follow=follow)
+
+    # Dead letters
+
+    async def dead_letters(self) -> tuple[DeadEntry, ...]:
+        """List what no service could handle, oldest first. For operators."""
+        return await dead_letters.read_all(self.bus)
+
+    async def dead_letter(self, number: int) -> DeadEntry:
+        """Give one dead letter. Raises `NotFound`. For operators."""
+        return await dead_letters.read_one(self.bus, number)
+
+    async def replay(self, number: int) -> DeadEntry:
+        """Send a dead letter's message again to where it came from. Raises `NotFound`. For operators."""
+        entry = await self.dead_letter(number)
+        with self._explained():
+            await dead_letters.send_again(self.bus, entry)
+        return entry
+
+    async def _watch(
+        self, tenant: str, name: str, *, submission_id: str | None = None, spec: JobSpec | None = None
+    ) -> JobHandle:
+        """Make a handle that learns from live events; they are subscribed to once for each tenant."""
+        if tenant not in self._watched:
+            self._watched.add(tenant)
+            for subject in _OUTCOMES:
+                await self.bus.subscribe(subject, self._dispatch, bindings={"tenant": tenant})
+
+        def ask() -> Any:
+            return self.job(f"{tenant}/{name}")
+
+        handle = JobHandle(tenant, name, ask=ask, submission_id=submission_id, spec=spec)
+        self._handles.setdefault((tenant, name), weakref.WeakSet()).add(handle)
+        return handle
+
+    def _dispatch(self, message: Message[Any]) -> None:
+        key = (message.names["tenant"], message.names["job"])
+        handles = self._handles.get(key, ())
+        for handle in tuple(handles):
+            handle.take(message.event)
+        if not handles:
+            self._handles.pop(key, None)
+
+    @contextmanager
+    def _explained(self, service: str = "server") -> Iterator[None]:
+        """Turn what the bus raises into what a client is told."""
+        try:
+            yield
+        except Forbidden as error:
+            raise self._not_allowed(error) from None
+        except QueryError as error:
+            raise (NotFound(error.text) if error.code == HTTPStatus.NOT_FOUND else NoAnswer(str(error))) from None
+        except (NoResponders, RequestTimeout) as error:
+            raise NoAnswer(f"the {service} does not answer: {error}") from None
+        except Disconnected as error:
+            raise NotConnected(str(error)) from None
+
+    def _not_allowed(self, error: Forbidden) -> NotAllowed:
+        role = f"of role {self.role.value}" if self.role else "in use"
+        bound = f" of tenant {self._access.tenant}" if self._access.tenant else ""
+        return NotAllowed(
+            f"the credentials {role}{bound} do not allow this ({error}); use an operator's, or the tenant's own"
+        )
+
+
+async def _probe(servers: tuple[str, ...], timeout_s: float) -> None:
+    """Fail at once, and say why, when nobody listens at all: the bus itself would try for ever."""
+    reasons = []
+    for server in servers:
+        address = urlsplit(server if "://" in server else f"nats://{server}")
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, writer = await asyncio.open_connection(address.hostname, address.port or 4222)
+        except TimeoutError:
+            reasons.append(f"{server}: no answer within {timeout_s:g} s")
+        except ConnectionRefusedError:
+            reasons.append(f"{server}: nobody listens there")
+        except (OSError, ValueError) as error:
+            reasons.append(f"{server}: {getattr(error, 'strerror', None) or error}")
+        else:
+            writer.close()
+            return
+    raise NotConnected(f"{'; '.join(reasons)}; is `muxflow up` running?")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no name for this uid
+        return "client"
