@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from muxflow.bus.embedded import greets
 from muxflow.supervisor.journal import last_words
 from muxflow.supervisor.reports import Ended, Report, Started
 
@@ -33,8 +34,8 @@ class Readiness(StrEnum):
 
     HTTP = "http"
     """It answers 200 on ``/readyz`` of its port."""
-    TCP = "tcp"
-    """It accepts connections on its port."""
+    NATS = "nats"
+    """It greets as NATS servers do."""
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,17 +194,18 @@ def _describe(code: int) -> str:
 
 
 async def _probe(program: Program) -> str | None:
+    silent = f"does not answer on port {program.port} yet"
+    if program.readiness is Readiness.NATS:
+        return None if await greets("127.0.0.1", program.port) else silent
     try:
         async with asyncio.timeout(2):
             reader, writer = await asyncio.open_connection("127.0.0.1", program.port)
             try:
-                if program.readiness is Readiness.TCP:
-                    return None
                 writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
                 answer = await reader.read(4096)
             finally:
                 writer.close()
     except OSError:  # TimeoutError is one
-        return f"does not answer on port {program.port} yet"
+        return silent
     head, _, body = answer.partition(b"\r\n\r\n")
     return None if b" 200 " in head.split(b"\r\n")[0] else body.decode(errors="replace").strip()

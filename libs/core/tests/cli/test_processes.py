@@ -92,6 +92,7 @@ async def test_a_program_that_cannot_be_started_is_tried_again(tmp_path: Path) -
     binary.write_text("#!/bin/sh\nexit 7\n")
     binary.chmod(0o700)
     async with kept(tmp_path, "", argv=(str(binary),)) as one:
+        await one.until(lambda: len(one.ends()) == 1)
         binary.unlink()
         await one.until(lambda: len(one.ends()) == 2)
         assert [end.how for end in one.ends()] == ["ended with exit code 7", "could not be started"]
@@ -153,9 +154,13 @@ server.serve_forever()
         assert await one.keeper.ready() is None
 
 
-async def test_a_server_is_ready_when_it_accepts_connections(tmp_path: Path) -> None:
-    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
-    async with server, kept(tmp_path, "exec sleep 60", readiness=Readiness.TCP) as one:
+async def test_a_nats_server_is_ready_when_it_greets(tmp_path: Path) -> None:
+    def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"INFO {}\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with server, kept(tmp_path, "exec sleep 60", readiness=Readiness.NATS) as one:
         one.keeper.program = msgspec.structs.replace(one.keeper.program, port=server.sockets[0].getsockname()[1])
         assert await one.keeper.ready() is None
 

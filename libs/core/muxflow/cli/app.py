@@ -1,0 +1,56 @@
+"""The whole command line: our commands, and those that other rooms add by entry point."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Final
+
+import typer
+
+from muxflow.cli import dead, events, jobs, nodes, submit, up
+
+PLUGINS: Final = "muxflow.commands"
+"""Entry points of this group are functions that take the `typer.Typer` and add commands to it."""
+
+HELP: Final = """\
+Run best-effort offline jobs on GPUs that serve latency-critical online workloads.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 not connected.
+"""
+
+
+def build() -> typer.Typer:
+    """Make the application."""
+    app = typer.Typer(
+        name="muxflow",
+        help=HELP,
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for module in (up, submit, jobs, nodes, events, dead):
+        module.add_to(app)
+    for plugin in sorted(entry_points(group=PLUGINS), key=lambda point: point.name):
+        _add(plugin, app)
+    return app
+
+
+def _add(plugin: EntryPoint, app: typer.Typer) -> None:
+    """Add one plug-in's commands; one that is broken costs a line, not the command line."""
+    try:
+        plugin.load()(app)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it
+        typer.echo(f"muxflow: commands of {plugin.value} are left out: {error}", err=True)
+
+
+def _root(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"muxflow {version_of('muxflow')}")
+        raise typer.Exit

@@ -1,0 +1,159 @@
+"""``up``: the whole system on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from muxflow.cli import output
+from muxflow.cli.ages import duration
+from muxflow.cli.command import USAGE, CommandError, JsonOption, StateDirOption, end_with, epilog
+
+if TYPE_CHECKING:
+    from muxflow.contracts import Gpu
+    from muxflow.supervisor.machine import Plan
+    from muxflow.supervisor.reports import Ready, Report
+
+_FOLLOW_S = 0.2
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands."""
+    examples = epilog(
+        "muxflow up --gpu T4:16GiB --gpu A100:40GiB", "muxflow up --gpus gpus.toml --set executor.lease_s=30"
+    )
+    app.command("up", epilog=examples)(up)
+
+
+def up(
+    *,
+    gpu: Annotated[
+        list[str] | None, typer.Option(metavar="KIND:MEMORY", help="Declare a GPU, such as T4:16GiB; once for each.")
+    ] = None,
+    gpus: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Declare GPUs by a TOML file with [[gpu]] uuid, kind, memory.")
+    ] = None,
+    node: Annotated[str | None, typer.Option(help="Name of this node.", show_default="the host's name")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of the server.", show_default="that of the last time, or a free one"),
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the services."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the services log.")] = False,
+    as_json: JsonOption = False,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Run the whole system on this machine, until Ctrl-C.
+
+    Starts a NATS server (on loopback only), the scheduler and an executor, and restarts what dies. Ctrl-C stops running
+    jobs too; their queue and records stay in the state directory for the next time.
+    """
+
+    def run() -> None:
+        from muxflow.discovery import state_dir as default_state_dir
+        from muxflow.supervisor.machine import Plan
+
+        name = node or socket.gethostname()
+        plan = Plan(
+            state_dir=state_dir or default_state_dir(),
+            node=name,
+            gpus=_gpus(gpu or [], gpus, name),
+            port=port,
+            overrides=_overrides(override or []),
+        )
+        asyncio.run(_run(plan, tell=output.json if as_json else _tell, verbose=verbose))
+
+    end_with(run)
+
+
+def _gpus(wishes: list[str], file: Path | None, node: str) -> tuple[Gpu, ...] | None:
+    from muxflow.supervisor import inventory
+
+    if wishes and file:
+        raise CommandError("give either --gpu or --gpus, not both", USAGE)
+    try:
+        return inventory.load(file) if file else inventory.declare(tuple(wishes), node) if wishes else None
+    except inventory.InventoryError as error:
+        raise CommandError(str(error), USAGE) from None
+
+
+def _overrides(texts: list[str]) -> tuple[tuple[tuple[str, ...], Any], ...]:
+    from muxflow.supervisor import toml
+
+    try:
+        return tuple(toml.parse_assignment(text) for text in texts)
+    except ValueError as error:
+        raise CommandError(f"--set {error}", USAGE) from None
+
+
+async def _run(plan: Plan, *, tell: Callable[[Report], None], verbose: bool) -> None:
+    from muxflow import logs
+    from muxflow.settings import LogSettings
+    from muxflow.supervisor.machine import Machine
+
+    logs.configure(LogSettings(level="warning", format="console"), service="up")
+    following = asyncio.create_task(_follow(plan.state_dir / "logs")) if verbose else None
+    await Machine(plan, tell).run()
+    if following:
+        following.cancel()
+
+
+async def _follow(logs: Path) -> None:
+    """Show what is written to the log files from now on."""
+    from muxflow.supervisor.journal import Follower
+    from muxflow.supervisor.server import NAME
+    from muxflow.supervisor.services import SERVICES
+
+    followers = {name: Follower(logs / f"{name}.log") for name in (NAME, *(entry.name for entry in SERVICES))}
+    while True:
+        for name, follower in followers.items():
+            for line in follower.lines():
+                output.line(f"{name:>9} | {line}")
+        await asyncio.sleep(_FOLLOW_S)
+
+
+def _tell(report: Report) -> None:
+    from muxflow.supervisor import reports
+
+    match report:
+        case reports.Started() if report.starts == 1:
+            output.line(f"  {report.name:<10} pid {report.pid:<8} port {report.port}")
+        case reports.Started():
+            output.line(f"{report.name} runs again: pid {report.pid}, port {report.port}")
+        case reports.Ended():
+            words = f" ({report.last_words})" if report.last_words else ""
+            output.line(f"{report.name} {report.how}{words}; starting it again in {duration(report.restart_in_s)}")
+        case reports.Waiting():
+            output.line("still waiting: " + "; ".join(f"{name}: {why}" for name, why in report.reasons.items()))
+        case reports.Ready():
+            _tell_ready(report)
+        case reports.Stopping() if report.hurried:
+            output.line("hurrying: jobs that still run end when their node's lease does")
+        case reports.Stopping():
+            output.line("stopping: running jobs first; Ctrl-C again does not wait for them")
+        case _:
+            output.line("stopped")
+
+
+def _tell_ready(report: Ready) -> None:
+    output.line(
+        f"  node       {report.node}: {', '.join(report.gpus)}\n"
+        f"  server     {report.server}\n"
+        f"  state      {report.state_dir}\n"
+        f"  logs       {report.logs}\n"
+        f"ready in {duration(report.seconds)}\n"
+        "\n"
+        "Next, in another terminal:\n"
+        "  muxflow submit examples/hello.yaml --wait\n"
+        "  muxflow jobs\n"
+        "  muxflow events --follow\n"
+        "Ctrl-C here stops everything."
+    )

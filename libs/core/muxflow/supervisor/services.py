@@ -1,0 +1,36 @@
+"""Which services one machine runs: data."""
+
+from __future__ import annotations
+
+import signal
+from typing import Final
+
+import msgspec
+
+from muxflow.contracts import Role
+
+
+class ServiceEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One service of the machine."""
+
+    name: str
+    module: str
+    """Run with ``python -m``."""
+    role: Role
+    """Whose credentials it gets."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_patience_s: float | None = 10.0
+    """How long it may take to stop; null waits until somebody is in a hurry."""
+
+
+SERVICES: Final = (
+    ServiceEntry(name="scheduler", module="muxflow_scheduler", role=Role.SCHEDULER),
+    ServiceEntry(
+        name="executor",
+        module="muxflow_executor",
+        role=Role.NODE,
+        stop_signal=signal.SIGINT,  # drain: stop the jobs too
+        stop_patience_s=None,  # each job has its own stop_grace_s
+    ),
+)
+"""In the order in which they start; they stop in the opposite one, so that the executor can report its last exits."""
