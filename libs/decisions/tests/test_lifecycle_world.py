@@ -1,0 +1,434 @@
+"""Two jobs in a small world where everything that may go wrong does: nodes lose leases, reboot and forget, exits are
+never seen, facts come late, twice and in any order, the scheduler crashes between a commit and what follows from it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from muxflow.contracts import (
+    Attempt,
+    ExitStatus,
+    GpuDecision,
+    GpuRequest,
+    JobRecord,
+    JobSpec,
+    JobState,
+    Placement,
+    Purpose,
+    RunCheckpointed,
+    RunEvent,
+    RunEvicted,
+    RunExited,
+    RunStarted,
+    StopCause,
+)
+from muxflow_decisions.lifecycle import (
+    Announce,
+    Assign,
+    Cancel,
+    Decide,
+    Instruction,
+    NodeLost,
+    Note,
+    ProfileDone,
+    RetryPolicy,
+    Stimulus,
+    Submit,
+    Withdraw,
+    advance,
+    decide,
+    submit,
+    terminal_event,
+    validate,
+)
+from muxflow_decisions.node import Decline, Forget, LocalAttempt, LocalState, Start, Stop, newer, reconcile
+
+JOBS = ("a", "b")
+NODES = ("north", "south")
+GPUS = ("0", "1")
+POLICY = RetryPolicy(max_losses=2)
+SECOND = 1_000_000_000
+
+Place = tuple[str, str]
+"""Node and GPU."""
+
+pick = st.integers(0, 11)
+jobs = st.sampled_from(JOBS)
+nodes = st.sampled_from(NODES)
+
+
+class Node:
+    """A node whose executor does what `reconcile` says and whose programs do what they like."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sessions = 1
+        self.session: str | None = f"{name}-1"
+        self.draining = False
+        self.local: dict[Attempt, LocalAttempt] = {}
+        self.causes: dict[Attempt, StopCause] = {}
+        self.read: dict[str, GpuDecision | None] = dict.fromkeys(GPUS)
+        self.outbox: list[RunEvent] = []
+        self.succeeded: set[Attempt] = set()
+
+    def live(self) -> list[Attempt]:
+        return [attempt for attempt, found in self.local.items() if found.state is not LocalState.ENDED]
+
+    def act(self, now_ns: int) -> None:
+        for instruction in reconcile(self.read, self.local, session=self.session, draining=self.draining):
+            match instruction:
+                case Start(gpu=gpu, slot=slot):
+                    assert slot.key not in self.local
+                    assert self.session is not None
+                    self.local[slot.key] = LocalAttempt(state=LocalState.STARTING, gpu=gpu)
+                case Stop(attempt=attempt, cause=cause):
+                    self.set(attempt, LocalState.STOPPING)
+                    self.causes[attempt] = cause
+                    self.tell(RunEvicted, attempt, now_ns, cause=cause)
+                case Decline(attempt=attempt, gpu=gpu, cause=cause):
+                    self.local[attempt] = LocalAttempt(state=LocalState.STARTING, gpu=gpu)
+                    self.causes[attempt] = cause
+                    self.end(attempt, ExitStatus(error="never started", stopped_by=cause), now_ns)
+                case Forget(attempt=attempt):
+                    del self.local[attempt]
+
+    def set(self, attempt: Attempt, state: LocalState) -> None:
+        self.local[attempt] = msgspec.structs.replace(self.local[attempt], state=state)
+
+    def end(self, attempt: Attempt, status: ExitStatus, now_ns: int) -> None:
+        self.set(attempt, LocalState.ENDED)
+        if status.succeeded:
+            self.succeeded.add(attempt)
+        self.tell(RunExited, attempt, now_ns, exit=status, ended_ns=now_ns)
+
+    def tell(self, kind: type[RunEvent], attempt: Attempt, now_ns: int, **fields: object) -> None:
+        self.outbox.append(
+            kind(
+                **{
+                    "node": self.name,
+                    "gpu": self.local[attempt].gpu,
+                    "tenant": attempt.tenant,
+                    "job": attempt.job,
+                    "attempt": attempt.attempt,
+                    "time_ns": now_ns,
+                    **fields,
+                }
+            )
+        )
+
+    def publish(self) -> list[RunEvent]:
+        told, self.outbox = self.outbox, []
+        for fact in told:
+            attempt = Attempt(tenant=fact.tenant, job=fact.job, attempt=fact.attempt)
+            if isinstance(fact, RunExited) and attempt in self.local:
+                self.local[attempt] = msgspec.structs.replace(self.local[attempt], reported=True)
+        return told
+
+
+class World(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_ns = 1_000 * SECOND
+        self.nodes = {name: Node(name) for name in NODES}
+        self.sessions_seen: dict[str, str | None] = {name: self.nodes[name].session for name in NODES}
+        self.records: dict[str, JobRecord] = {}
+        self.todo: list[Instruction] = []
+        self.decisions: dict[Place, GpuDecision] = {}
+        self.term = 1
+        self.generation = 0
+        self.stream: list[RunEvent] = []
+        self.undelivered: list[RunEvent] = []
+        self.first_announced: dict[str, msgspec.Struct] = {}
+        self.announced: Counter[str] = Counter()
+        self.cancelled: set[str] = set()
+        for job in JOBS:
+            spec = JobSpec(name=job, tenant="t", command=("run",), gpu=GpuRequest(memory_bytes=1), retries=1)
+            outcome = submit(spec, submission_id=f"s-{job}", submitted_ns=self.now_ns, now_ns=self.now_ns)
+            self.records[job] = outcome.record
+
+    # ------------------------------------------------------------ the scheduler
+
+    def step(self, job: str, stimulus: Stimulus) -> None:
+        self.now_ns += SECOND
+        before = self.records[job]
+        outcome = advance(before, stimulus, now_ns=self.now_ns, policy=POLICY)
+        if any(isinstance(instruction, Note) for instruction in outcome.instructions):
+            assert outcome.record is before
+        assert before.attempt <= outcome.record.attempt <= before.attempt + 1
+        for instruction in outcome.instructions:
+            if isinstance(instruction, Announce) and instruction.event.id.endswith(".terminal"):
+                self.announced[job] += 1
+                self.first_announced[job] = instruction.event
+        self.records[job] = outcome.record
+        self.todo += outcome.instructions
+
+    def publish_decision(self, node: str, gpu: str) -> None:
+        self.generation += 1
+        self.decisions[node, gpu] = decide(
+            self.records.values(),
+            node=node,
+            gpu=gpu,
+            session=self.sessions_seen[node] or "",
+            term=self.term,
+            generation=self.generation,
+            cause="test",
+        )
+
+    def lose(self, node: str) -> None:
+        """End every session of the node but the one that the scheduler sees."""
+        for job, record in self.records.items():
+            placement = record.placement
+            if placement and placement.node == node and placement.session != self.sessions_seen[node]:
+                self.step(job, NodeLost(node=node, session=placement.session))
+
+    @rule(job=jobs, node=nodes, gpu=st.sampled_from(GPUS), purpose=st.sampled_from(Purpose))
+    def place(self, job: str, node: str, gpu: str, purpose: Purpose) -> None:
+        session = self.sessions_seen[node]
+        held = {(r.placement.node, r.placement.gpu) for r in self.records.values() if r.placement}
+        if session is not None and (node, gpu) not in held:
+            self.step(job, Assign(placement=Placement(node=node, gpu=gpu, session=session, purpose=purpose)))
+
+    @precondition(lambda self: self.todo)
+    @rule()
+    def carry_out_one_instruction(self) -> None:
+        instruction = self.todo.pop(0)
+        if isinstance(instruction, Decide):
+            self.publish_decision(instruction.node, instruction.gpu)
+
+    @rule()
+    def scheduler_crashes_and_starts_again(self) -> None:
+        self.todo.clear()
+        self.term += 1
+        self.records = {
+            job: msgspec.json.decode(msgspec.json.encode(record), type=JobRecord)
+            for job, record in self.records.items()
+        }
+        for node in NODES:
+            self.scheduler_looks_at_the_lease(node)
+            for gpu in GPUS:
+                self.publish_decision(node, gpu)
+
+    @rule(node=nodes)
+    def scheduler_looks_at_the_lease(self, node: str) -> None:
+        if self.nodes[node].session is not None:
+            self.sessions_seen[node] = self.nodes[node].session
+            self.lose(node)
+
+    @rule(node=nodes)
+    def scheduler_fences(self, node: str) -> None:
+        """Only when nothing lives there: that this is so after the silence is for the tests of the lease to show."""
+        if self.nodes[node].session is None and not self.nodes[node].live():
+            self.sessions_seen[node] = None
+            self.lose(node)
+
+    @precondition(lambda self: self.undelivered)
+    @rule(which=pick)
+    def deliver_any_fact(self, which: int) -> None:
+        fact = self.undelivered.pop(which % len(self.undelivered))
+        self.step(fact.job, fact)  # type: ignore[arg-type]
+
+    @precondition(lambda self: self.stream)
+    @rule(which=pick)
+    def deliver_a_fact_again(self, which: int) -> None:
+        fact = self.stream[-1 - which % len(self.stream)]
+        self.step(fact.job, fact)  # type: ignore[arg-type]
+
+    @rule(job=jobs)
+    def a_fact_comes_from_a_node_that_never_ran_it(self, job: str) -> None:
+        record = self.records[job]
+        if record.placement is not None:
+            other = NODES[record.placement.node == NODES[0]]
+            for fact in self.stream:
+                assert (fact.node, fact.job, fact.attempt) != (other, job, record.attempt)
+            exited = RunExited(
+                node=other, gpu="0", tenant="t", job=job, attempt=record.attempt, exit=ExitStatus(code=0), ended_ns=1
+            )
+            self.step(job, exited)
+            assert self.records[job] is record
+
+    # ------------------------------------------------------------ people
+
+    @rule(job=jobs)
+    def cancel(self, job: str) -> None:
+        if not self.records[job].state.terminal:
+            self.cancelled.add(job)
+        self.step(job, Cancel(reason="enough"))
+
+    @rule(job=jobs)
+    def withdraw(self, job: str) -> None:
+        self.step(job, Withdraw(reason="an operator wants the GPU"))
+
+    @rule(job=jobs)
+    def profile_becomes_known(self, job: str) -> None:
+        self.step(job, ProfileDone())
+
+    @rule(job=jobs, priority=st.integers(0, 1))
+    def submit_again(self, job: str, priority: int) -> None:
+        record = self.records[job]
+        spec = msgspec.structs.replace(record.spec, priority=priority)
+        self.step(job, Submit(spec=spec, submission_id="again"))
+        assert self.records[job] is record
+
+    @rule()
+    def ten_minutes_pass(self) -> None:
+        self.now_ns += 600 * SECOND
+
+    # ------------------------------------------------------------ nodes
+
+    @rule(node=nodes, gpu=st.sampled_from(GPUS))
+    def node_reads_a_decision(self, node: str, gpu: str) -> None:
+        decision, here = self.decisions.get((node, gpu)), self.nodes[node]
+        if decision is not None and newer(here.read[gpu], decision):
+            here.read[gpu] = decision
+
+    @rule(node=nodes)
+    def node_reconciles(self, node: str) -> None:
+        self.nodes[node].act(self.now_ns)
+
+    @rule(node=nodes, which=pick)
+    def program_starts(self, node: str, which: int) -> None:
+        here = self.nodes[node]
+        starting = [attempt for attempt, found in here.local.items() if found.state is LocalState.STARTING]
+        if starting:
+            attempt = starting[which % len(starting)]
+            here.set(attempt, LocalState.RUNNING)
+            here.tell(RunStarted, attempt, self.now_ns, pid=1, boot_id="boot")
+
+    @rule(node=nodes, which=pick)
+    def program_saves_its_state(self, node: str, which: int) -> None:
+        here = self.nodes[node]
+        if here.live():
+            here.tell(RunCheckpointed, here.live()[which % len(here.live())], self.now_ns)
+
+    @rule(node=nodes, which=pick, code=st.sampled_from([0, 1, None]))
+    def program_ends(self, node: str, which: int, code: int | None) -> None:
+        """Code None: nobody sees the exit."""
+        here = self.nodes[node]
+        if here.live():
+            attempt = here.live()[which % len(here.live())]
+            stopped_by = here.causes.get(attempt)
+            here.end(attempt, ExitStatus(code=code, lost=code is None, stopped_by=stopped_by), self.now_ns)
+
+    @rule(node=nodes)
+    def node_publishes(self, node: str) -> None:
+        told = self.nodes[node].publish()
+        self.stream += told
+        self.undelivered += told
+
+    @rule(node=nodes)
+    def executor_restarts(self, node: str) -> None:
+        self.nodes[node].read = dict.fromkeys(GPUS)
+
+    @rule(node=nodes)
+    def lease_is_lost(self, node: str) -> None:
+        self.nodes[node].session = None
+
+    @rule(node=nodes)
+    def node_takes_a_new_session(self, node: str) -> None:
+        here = self.nodes[node]
+        if here.session is None and not here.live():
+            here.sessions += 1
+            here.session = f"{node}-{here.sessions}"
+            here.read = dict.fromkeys(GPUS)
+
+    @rule(node=nodes)
+    def node_reboots_with_an_empty_disk(self, node: str) -> None:
+        here = self.nodes[node]
+        here.session = None
+        here.local.clear()
+        here.outbox.clear()
+        here.read = dict.fromkeys(GPUS)
+
+    @rule(node=nodes, draining=st.booleans())
+    def node_drains(self, node: str, draining: bool) -> None:
+        self.nodes[node].draining = draining
+
+    # ------------------------------------------------------------ what must hold
+
+    @invariant()
+    def records_are_valid(self) -> None:
+        for record in self.records.values():
+            validate(record)
+
+    @invariant()
+    def no_job_has_two_live_attempts(self) -> None:
+        live = [attempt for node in self.nodes.values() for attempt in node.live()]
+        assert len({attempt.job for attempt in live}) == len(live)
+        for attempt in live:
+            record = self.records[attempt.job]
+            assert not record.state.terminal
+            assert record.attempt == attempt.attempt
+
+    @invariant()
+    def no_gpu_has_two_live_attempts(self) -> None:
+        for node in self.nodes.values():
+            gpus = [node.local[attempt].gpu for attempt in node.live()]
+            assert len(set(gpus)) == len(gpus)
+
+    @invariant()
+    def a_job_that_has_ended_has_one_terminal_event_and_any_other_none(self) -> None:
+        for job, record in self.records.items():
+            assert self.announced[job] == record.state.terminal
+            assert terminal_event(record) == self.first_announced.get(job)
+
+    @invariant()
+    def outcomes_are_true(self) -> None:
+        for job, record in self.records.items():
+            finished = {a.attempt for node in self.nodes.values() for a in node.succeeded if a.job == job}
+            if record.state is JobState.FINISHED:
+                assert record.attempt in finished
+            if record.state is JobState.CANCELLED:
+                assert job in self.cancelled
+            if record.state is JobState.FAILED:
+                assert record.failures > record.spec.retries or record.losses > POLICY.max_losses
+
+    def teardown(self) -> None:
+        """Whatever happened: once nothing goes wrong any more, every job comes to its end."""
+        for _ in range(30):
+            if all(record.state.terminal for record in self.records.values()):
+                break
+            self._everything_goes_well()
+        for record in self.records.values():
+            assert record.state.terminal, record
+        self.records_are_valid()
+        self.a_job_that_has_ended_has_one_terminal_event_and_any_other_none()
+
+    def _everything_goes_well(self) -> None:
+        self.ten_minutes_pass()
+        for name, node in self.nodes.items():
+            node.draining = False
+            self.node_takes_a_new_session(name)
+            self.scheduler_looks_at_the_lease(name)
+        for job, record in self.records.items():
+            if record.state is JobState.PROFILING:
+                self.profile_becomes_known(job)
+            self.place(job, NODES[0], GPUS[JOBS.index(job)], Purpose.RUN)
+        while self.todo:
+            self.carry_out_one_instruction()
+        for name, node in self.nodes.items():
+            for gpu in GPUS:
+                self.node_reads_a_decision(name, gpu)
+            node.act(self.now_ns)
+            self.program_starts(name, 0)
+            while node.live():
+                self.program_ends(name, 0, code=0)
+            self.node_publishes(name)
+            node.act(self.now_ns)
+        while self.undelivered:
+            self.deliver_any_fact(0)
+            self.no_job_has_two_live_attempts()
+
+
+World.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TestWorld = World.TestCase
