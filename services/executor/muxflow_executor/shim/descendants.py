@@ -29,11 +29,9 @@ def die_with_parent() -> None:
 def end_all(cgroup: str | None) -> None:
     """Kill what is left and wait until it has ended."""
     pause_s = 0.001
-    while kill_all(cgroup):
-        _collect()
+    while _some_left() and kill_all(cgroup):
         time.sleep(pause_s)
         pause_s = min(0.1, pause_s * 2)
-    _collect()
 
 
 def kill_all(cgroup: str | None) -> bool:
@@ -108,9 +106,14 @@ def wait_any() -> tuple[int, int]:
         return 0, 0
 
 
-def _collect() -> None:
-    while wait_any()[0]:
-        pass
+def _some_left() -> bool:
+    """Collect what has ended; False when this process has no child, and so no descendant, any more."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _prctl(option: int, value: int) -> None:

@@ -6,7 +6,7 @@ import os
 
 
 def pack(directory: str, environment: dict[str, str]) -> bytes:
-    """Make the message. Its length goes first, which tells an executor that was killed while writing from one that is done.
+    """Make the message. Its length goes first: so a shim can tell that the executor was killed while it wrote.
 
     ValueError for a NUL, which no environment can hold.
     """

@@ -1,0 +1,325 @@
+"""Attempts on disk: one directory each, written by the executor and the attempt's shim, one file each.
+
+==================  ==========  ==================================================================================
+file                written by  says
+==================  ==========  ==================================================================================
+``intent.json``     executor    what is to run; there before anything is started, and as long as the attempt is known
+``shim.json``       whoever     who alone may start the program: a shim, or an executor that makes sure none does
+                    is first
+``started.json``    shim        that the program runs, and as which process
+``stop.json``       executor    that it shall stop, and why
+``exit.json``       shim        how it ended, when nothing of it is left (the executor writes it when the shim is dead)
+``reported``        executor    that the bus has acked its ``exited``
+``output.<n>``      shim        what it printed, from logical offset n on
+==================  ==========  ==================================================================================
+
+Every file but the output is replaced in one step. A file that cannot be decoded counts as missing, and is logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+import structlog
+
+from muxflow.contracts import Attempt, Checkpoint, ExitStatus, Purpose, StopCause, decode_token, encode_token
+from muxflow.contracts.event import Bytes, Count, Seconds, TimeNs
+from muxflow_executor.shim import records
+from muxflow_executor.shim.output import SEGMENT
+
+log = structlog.get_logger()
+
+_NAME_BYTES_MAX: Final = 200
+_FINGERPRINT_CHARACTERS: Final = 32
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What the shim needs. No secret is in here: the environment goes from memory to memory."""
+
+    argv: tuple[str, ...]
+    workdir: str
+    cgroup: str | None
+    """Directory of the attempt's own cgroup (v2), made by the shim; null where that is not permitted."""
+    lease_path: str
+    lease_poll_s: Seconds
+    lease_grace_s: Seconds
+    """Longest time between SIGTERM and SIGKILL once the lease has run out."""
+    stop_grace_s: Seconds
+    log_bytes: Bytes
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that this node has taken up."""
+
+    attempt: Attempt
+    node: str
+    gpu: str
+    run_id: str
+    """Mark in the environment of every process of the attempt: `MUXFLOW_RUN_ID`."""
+    boot_id: str
+    created_ns: TimeNs
+    purpose: Purpose = Purpose.RUN
+    checkpoint: Checkpoint | None = None
+    order: Order | None = None
+    """Null for an attempt that is never to be started."""
+
+
+class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A process, named for good."""
+
+    pid: Count
+    start_ticks: Count
+    """Start time in clock ticks since boot."""
+    boot_id: str
+
+
+class Started(ProcessRecord, frozen=True, kw_only=True):
+    """The program runs."""
+
+    pgid: Count
+    time_ns: TimeNs
+    boottime_ns: Count
+
+
+class StopRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The program shall stop."""
+
+    cause: StopCause
+    reason: str = ""
+
+
+class Ended(ExitStatus, frozen=True, kw_only=True):
+    """How the attempt ended, and when."""
+
+    started_ns: TimeNs = 0
+    """0 if the program never started."""
+    ended_ns: TimeNs
+    boot_id: str = ""
+
+    @property
+    def status(self) -> ExitStatus:
+        """The part that travels."""
+        return ExitStatus(**{name: getattr(self, name) for name in ExitStatus.__struct_fields__})
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class AttemptDirectory:
+    """One attempt's files."""
+
+    def __init__(self, path: Path, intent: Intent) -> None:
+        self.path = path
+        self.intent = intent
+
+    @property
+    def key(self) -> Attempt:
+        return self.intent.attempt
+
+    @property
+    def checkpoint_mark(self) -> Path:
+        """The job touches this file when it has saved its state."""
+        return self.path / "checkpointed"
+
+    def shim(self) -> ProcessRecord | None:
+        return read_record(self.path / "shim.json", ProcessRecord)
+
+    def started(self) -> Started | None:
+        return read_record(self.path / "started.json", Started)
+
+    def stop_request(self) -> StopRequest | None:
+        return read_record(self.path / "stop.json", StopRequest)
+
+    def ended(self) -> Ended | None:
+        return read_record(self.path / "exit.json", Ended)
+
+    @property
+    def reported(self) -> bool:
+        return (self.path / "reported").exists()
+
+    def request_stop(self, request: StopRequest) -> None:
+        """Write down why it shall stop; the first reason stands. Raises OSError."""
+        if not (self.path / "stop.json").exists():
+            write_record(self.path / "stop.json", request)
+
+    def claim(self) -> bool:
+        """Make sure that no shim starts the program any more; False when one has claimed it already."""
+        return records.claim(str(self.path))
+
+    def record_ended(self, ended: Ended) -> None:
+        """Write the exit in place of a shim that is dead. Raises OSError."""
+        write_record(self.path / "exit.json", ended)
+
+    def mark_reported(self) -> None:
+        (self.path / "reported").touch()
+
+    def complaint(self) -> str:
+        """Last line that the shim printed about itself; empty when it had nothing to complain about."""
+        try:
+            lines = (self.path / "shim.err").read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
+
+
+class AttemptStore:
+    """All attempts that a node has a record of, in its state directory."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._attempts = state_dir / "attempts"
+        self._ended = state_dir / "ended"
+        self._checkpoints = state_dir / "checkpoints"
+
+    def prepare(self) -> None:
+        """Make the directories; drop what a killed executor had not finished making. Raises OSError."""
+        for directory in (self._attempts, self._ended, self._checkpoints):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for unfinished in self._attempts.glob(".new-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def path_of(self, attempt: Attempt) -> Path:
+        """Where the attempt's directory is, or would be."""
+        return self._attempts / directory_name(attempt)
+
+    def create(self, intent: Intent, ended: Ended | None = None) -> AttemptDirectory:
+        """Record an attempt, durably. With `ended` it is one that never starts.
+
+        Raises FileExistsError when there is or was such an attempt, OSError when the disk does not take it.
+        """
+        path = self.path_of(intent.attempt)
+        unfinished = path.with_name(f".new-{path.name}")
+        if path.exists() or (self._ended / path.name).exists():
+            raise FileExistsError(f"{intent.attempt} is recorded already")
+        try:
+            unfinished.mkdir(mode=0o700)
+            if ended is not None:
+                records.claim(str(unfinished))
+                write_record(unfinished / "exit.json", ended)
+            write_record(unfinished / "intent.json", intent)
+            unfinished.rename(path)
+            records.sync_directory(str(self._attempts))
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        return AttemptDirectory(path, intent)
+
+    def scan(self) -> Iterator[AttemptDirectory]:
+        """Find every attempt. One whose intent cannot be read is rebuilt from its directory's name."""
+        for path in sorted(self._attempts.iterdir()):
+            if path.name.startswith("."):
+                continue
+            intent = read_record(path / "intent.json", Intent) or _intent_from_name(path.name)
+            if intent is None:
+                log.error("not an attempt; left alone", directory=path.name)
+                continue
+            yield AttemptDirectory(path, intent)
+
+    def forget(self, directory: AttemptDirectory) -> None:
+        """Drop the record of an attempt; its output stays for a while. Raises OSError."""
+        kept = self._ended / directory.path.name
+        directory.path.rename(kept)
+        os.utime(kept)
+        for path in kept.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif not path.name.startswith((SEGMENT, "exit.json")):
+                path.unlink(missing_ok=True)
+
+    def output_of(self, tenant: str, job: str, attempt: int | None) -> tuple[int, Path] | None:
+        """Find the directory that holds the output of an attempt, or of the newest: its number and path."""
+        found: dict[int, Path] = {}
+        for parent in (self._ended, self._attempts):
+            if attempt is not None:
+                path = parent / directory_name(Attempt(tenant=tenant, job=job, attempt=attempt))
+                if path.is_dir():
+                    found[attempt] = path
+                continue
+            for path in parent.iterdir():
+                prefix, _, number = path.name.rpartition(".")
+                if number.isdigit() and prefix == directory_prefix(tenant, job):
+                    found[int(number)] = path
+        return max(found.items()) if found else None
+
+    def checkpoint_dir(self, tenant: str, job: str) -> Path:
+        """Where a job keeps its state from one attempt on this node to the next. Raises OSError."""
+        path = self._checkpoints / directory_prefix(tenant, job)
+        path.mkdir(mode=0o700, exist_ok=True)
+        os.utime(path)
+        return path
+
+    def prune(self, *, outputs: int, output_bytes: int, checkpoint_age_s: float) -> None:
+        """Drop the oldest outputs of ended attempts beyond these bounds, and checkpoints unused for so long."""
+        total = 0
+        newest_first = sorted(self._ended.iterdir(), key=_age_s)
+        for position, path in enumerate(newest_first):
+            total += sum(file.stat().st_size for file in path.glob(f"{SEGMENT}*"))
+            if position >= outputs or total > output_bytes:
+                shutil.rmtree(path, ignore_errors=True)
+        used = {directory_prefix(found.key.tenant, found.key.job) for found in self.scan()}
+        for path in self._checkpoints.iterdir():
+            if path.name not in used and _age_s(path) > checkpoint_age_s:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def directory_prefix(tenant: str, job: str) -> str:
+    """Name a job as a file: its encoded names, or a part and a fingerprint of them when they are too long for one."""
+    name = f"{encode_token(tenant)}.{encode_token(job)}"
+    if len(name) <= _NAME_BYTES_MAX:
+        return name
+    fingerprint = hashlib.sha256(name.encode()).hexdigest()[:_FINGERPRINT_CHARACTERS]
+    return f"{name[: _NAME_BYTES_MAX - _FINGERPRINT_CHARACTERS]}~{fingerprint}"
+
+
+def directory_name(attempt: Attempt) -> str:
+    """Name an attempt's directory."""
+    return f"{directory_prefix(attempt.tenant, attempt.job)}.{attempt.attempt}"
+
+
+def read_record(path: Path, kind: type[T]) -> T | None:
+    """Read one file; None when it is missing, or (with a line in the log) cannot be decoded or read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        log.error("record unreadable", directory=path.parent.name, file=path.name, error=str(error))  # noqa: TRY400
+        return None
+
+
+def write_record(path: Path, record: msgspec.Struct) -> None:
+    """Replace a file in one step, durably. Raises OSError."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(msgspec.json.encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    records.sync_directory(str(path.parent))
+
+
+def _intent_from_name(name: str) -> Intent | None:
+    """Save an attempt's identity when its intent is lost: its exit can be reported all the same."""
+    prefix, _, number = name.rpartition(".")
+    tenant, _, job = prefix.partition(".")
+    try:
+        attempt = Attempt(tenant=decode_token(tenant), job=decode_token(job), attempt=int(number))
+    except ValueError:
+        return None
+    return Intent(attempt=attempt, node="", gpu="", run_id="", boot_id=records.boot_id(), created_ns=0)
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime

@@ -1,0 +1,367 @@
+"""Runs attempts as processes of this node: starts, watches, stops, adopts and forgets them, and tells what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import structlog
+
+from muxflow.contracts import Attempt, RunCheckpointed, RunEvent, RunEvicted, RunExited, RunStarted, Slot, StopCause
+from muxflow_decisions.node import LocalAttempt, LocalState
+from muxflow_executor import checkpoints, spare
+from muxflow_executor.attempts import AttemptDirectory, AttemptStore, Ended, ProcessRecord, Started, StopRequest
+from muxflow_executor.launch import Launcher, RunnerSettings
+from muxflow_executor.processes import alive, send
+from muxflow_executor.recovery import recover
+from muxflow_executor.shim.records import boot_id
+
+log = structlog.get_logger()
+
+_RETRY_S: Final = 1.0
+_CHECKPOINT_LOOK_S: Final = 1.0
+_STARTED_LOOK_S: Final = 0.05
+_HUNG_S: Final = 10.0
+
+
+class Run:
+    """One attempt in this process's care."""
+
+    def __init__(self, attempt: Attempt, gpu: str) -> None:
+        self.attempt = attempt
+        self.gpu = gpu
+        self.directory: AttemptDirectory | None = None
+        self.started: Started | None = None
+        self.ended: Ended | None = None
+        self.over = asyncio.Event()
+        """Set when it has ended."""
+        self.stopping = False
+        self.reported = False
+        self.begun = asyncio.Event()
+        """Set when there is a shim to signal, or there never will be one."""
+        self._pidfd: int | None = None
+        self.saved_ns = 0
+        self.asked_ns = 0
+        self.ask_at = 0.0
+
+    def watch(self, pid: int, process: ProcessRecord | None = None) -> bool:
+        """Hold on to the shim; False when it, or a child of ours that is not reaped, is not there any more."""
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        if process is None or alive(process):
+            return True
+        self.release()  # the number may be somebody else's by now
+        return False
+
+    def release(self) -> None:
+        """Let go of the shim."""
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the shim, if it is there."""
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    async def shim_ended(self) -> None:
+        """Wait until the shim has ended."""
+        if self._pidfd is not None:
+            await _readable(self._pidfd)
+
+    @property
+    def local(self) -> LocalAttempt:
+        """How the decisions see it."""
+        if self.ended is not None:
+            state = LocalState.ENDED
+        elif self.stopping:
+            state = LocalState.STOPPING
+        else:
+            state = LocalState.RUNNING if self.started is not None else LocalState.STARTING
+        return LocalAttempt(state=state, gpu=self.gpu, reported=self.reported)
+
+
+class ProcessRunner:
+    """All attempts of one state directory. Their shims outlive it."""
+
+    def __init__(self, store: AttemptStore, settings: RunnerSettings, *, on_change: Callable[[], object]) -> None:
+        self.facts: asyncio.Queue[RunEvent] = asyncio.Queue()
+        """What is to be published, in order. Ids derive from the facts: after a restart some come again."""
+        self.runs: dict[Attempt, Run] = {}
+        self._store = store
+        self._settings = settings
+        self._on_change = on_change
+        self._launcher = Launcher(store, settings)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def local(self) -> dict[Attempt, LocalAttempt]:
+        """Every attempt that this node has a record of."""
+        return {key: run.local for key, run in self.runs.items()}
+
+    async def open(self) -> None:
+        """Take over what an earlier process left, then be ready to start. Raises OSError."""
+        await asyncio.to_thread(self._store.prepare)
+        directories = await asyncio.to_thread(lambda: list(self._store.scan()))
+        await asyncio.gather(*(self._adopt(directory) for directory in directories))
+        await asyncio.to_thread(self._launcher.refill)
+        self._spawn(self._watch_checkpoints())
+
+    async def close(self) -> None:
+        """Stop watching. Programs run on under their shims."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for run in self.runs.values():
+            run.release()
+        self._launcher.close()
+
+    async def start(self, slot: Slot, gpu: str) -> None:
+        """Record the intent durably, then start the program. What is wrong with the job becomes its exit.
+
+        Raises FileExistsError when there has been such an attempt, OSError when it could not be recorded: in both
+        cases nothing was started.
+        """
+        run = self.runs[slot.key] = Run(slot.key, gpu)
+        try:
+            directory, shim = await asyncio.to_thread(self._launcher.launch, slot, gpu)
+        except BaseException:
+            del self.runs[slot.key]
+            run.begun.set()
+            raise
+        run.directory = directory
+        if shim is None:
+            await self._take_over(run, directory)
+            return
+        run.watch(shim.pid)
+        run.begun.set()
+        self._spawn(self._follow(run, directory, shim))
+        self._spawn(asyncio.to_thread(self._launcher.refill))
+
+    def stop(self, attempt: Attempt, cause: StopCause, reason: str = "") -> None:
+        """Begin to stop an attempt: a checkpoint if it declares one and there is time, SIGTERM, grace, SIGKILL."""
+        run = self.runs.get(attempt)
+        if run is None or run.stopping or run.ended is not None:
+            return
+        run.stopping = True
+        self._spawn(self._stop(run, StopRequest(cause=cause, reason=reason), may_save=cause is not StopCause.LEASE))
+
+    async def decline(self, attempt: Attempt, gpu: str, cause: StopCause, reason: str) -> None:
+        """Record an attempt as ended that is never started, and report it so. Raises OSError."""
+        run = self.runs[attempt] = Run(attempt, gpu)
+        ended = Ended(error=f"not started: {reason}", stopped_by=cause, ended_ns=time.time_ns(), boot_id=boot_id())
+        try:
+            run.directory = await asyncio.to_thread(self._launcher.refuse, attempt, gpu, ended)
+        except BaseException:
+            del self.runs[attempt]
+            raise
+        run.begun.set()
+        self._end(run, ended)
+
+    async def mark_reported(self, attempt: Attempt) -> None:
+        """The bus has acked the attempt's exit. Raises OSError."""
+        run = self.runs.get(attempt)
+        if run is not None and run.directory is not None:
+            await asyncio.to_thread(run.directory.mark_reported)
+            run.reported = True
+            self._on_change()
+
+    async def forget(self, attempt: Attempt) -> None:
+        """Drop the record of an ended attempt; its output is kept for a while. Raises OSError."""
+        run = self.runs.pop(attempt)
+        if run.directory is not None:
+            await asyncio.to_thread(self._store.forget, run.directory)
+
+    async def all_ended(self) -> None:
+        """Wait until nothing of any attempt is left."""
+        await asyncio.gather(*(run.over.wait() for run in self.runs.values()))
+
+    # --- watching
+
+    async def _adopt(self, directory: AttemptDirectory) -> None:
+        run = self.runs[directory.key] = Run(directory.key, directory.intent.gpu)
+        run.directory, run.reported = directory, directory.reported
+        await self._take_over(run, directory)
+
+    async def _take_over(self, run: Run, directory: AttemptDirectory) -> None:
+        """Watch an attempt whose shim is not known here, or take in how it ended."""
+        found = await self._recover(directory)
+        while isinstance(found, ProcessRecord) and not run.watch(found.pid, found):
+            found = await self._recover(directory)  # it ended after we looked
+        run.begun.set()
+        if isinstance(found, Ended):
+            self._end(run, found)
+            return
+        log.info("adopted", attempt=str(run.attempt), shim=found.pid)
+        self._spawn(self._follow(run, directory, None))
+        request = directory.stop_request()
+        if request is not None:
+            run.stopping = True
+            self._spawn(self._stop(run, request, may_save=False))
+
+    async def _follow(self, run: Run, directory: AttemptDirectory, shim: spare.Shim | None) -> None:
+        """See the attempt through from its shim's start, or its adoption, to its end."""
+        if shim is not None:
+            await _readable(shim.started_fd)
+            os.close(shim.started_fd)
+        else:
+            await self._until_started(run, directory)
+        run.started = directory.started()
+        if run.started is not None:
+            self._began(run, directory, run.started)
+        await run.shim_ended()
+        run.release()
+        if shim is not None:
+            _reap(shim.pid)
+        ended = await self._recover(directory)
+        while isinstance(ended, ProcessRecord):  # cannot be: the kernel told that it has ended
+            await asyncio.sleep(_RETRY_S)
+            ended = await self._recover(directory)
+        self._end(run, ended)
+
+    async def _until_started(self, run: Run, directory: AttemptDirectory) -> None:
+        while not (directory.path / "started.json").exists():
+            try:
+                await asyncio.wait_for(run.shim_ended(), _STARTED_LOOK_S)
+            except TimeoutError:
+                continue
+            return
+
+    def _began(self, run: Run, directory: AttemptDirectory, started: Started) -> None:
+        intent = directory.intent
+        if intent.checkpoint is not None and intent.checkpoint.every_s is not None:
+            run.ask_at = time.monotonic() + intent.checkpoint.every_s
+        self._tell(run, RunStarted, "started", purpose=intent.purpose, pid=started.pid, boot_id=started.boot_id)
+        self._on_change()
+
+    async def _recover(self, directory: AttemptDirectory) -> ProcessRecord | Ended:
+        """`recover`, until the disk takes the result."""
+        complained = False
+        while True:
+            try:
+                return await asyncio.to_thread(recover, directory)
+            except OSError as error:
+                if not complained:
+                    log.error("cannot record an exit, trying again", attempt=str(directory.key), error=str(error))  # noqa: TRY400
+                complained = True
+                await asyncio.sleep(_RETRY_S)
+
+    def _end(self, run: Run, ended: Ended) -> None:
+        run.ended = ended
+        run.over.set()
+        if not run.reported:
+            self._tell(
+                run, RunExited, "exited", exit=ended.status, started_ns=ended.started_ns, ended_ns=ended.ended_ns
+            )
+        log.info("ended", attempt=str(run.attempt), how=ended.describe())
+        self._on_change()
+
+    def _tell(self, run: Run, kind: type[RunEvent], fact: str, **fields: Any) -> None:
+        attempt = run.attempt
+        self.facts.put_nowait(
+            kind(
+                id=f"{self._settings.node}.{attempt.tenant}.{attempt.job}.{attempt.attempt}.{fact}",
+                node=self._settings.node,
+                gpu=run.gpu,
+                tenant=attempt.tenant,
+                job=attempt.job,
+                attempt=attempt.attempt,
+                **fields,
+            )
+        )
+
+    # --- stopping
+
+    async def _stop(self, run: Run, request: StopRequest, *, may_save: bool) -> None:
+        await run.begun.wait()
+        directory = run.directory
+        if directory is None or run.ended is not None:
+            return
+        try:
+            await asyncio.to_thread(directory.request_stop, request)
+        except OSError as error:
+            log.error("cannot record why it stops", attempt=str(run.attempt), error=str(error))  # noqa: TRY400
+        self._tell(run, RunEvicted, "evicted", cause=request.cause, reason=request.reason)
+        if may_save:
+            await self._save_before_stop(run, directory)
+        run.send(signal.SIGTERM)
+        run.send(signal.SIGCONT)
+        order = directory.intent.order
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(run.over.wait(), (order.stop_grace_s if order is not None else 0) + _HUNG_S)
+        program = directory.started()
+        if program is not None and alive(program):
+            log.error("the shim does not stop its program; killing both", attempt=str(run.attempt))
+            run.send(signal.SIGKILL)
+            send(program, signal.SIGKILL)
+
+    async def _save_before_stop(self, run: Run, directory: AttemptDirectory) -> None:
+        checkpoint = directory.intent.checkpoint
+        if checkpoint is None or run.started is None:
+            return
+        before_ns, asked_ns = checkpoints.saved_ns(directory.checkpoint_mark), time.time_ns()
+        if not checkpoints.ask(checkpoint, run.started):
+            return
+        saved_ns = await checkpoints.until_saved(
+            directory.checkpoint_mark, after_ns=before_ns, grace_s=checkpoint.grace_s, ended=run.over
+        )
+        if saved_ns is not None:
+            self._saved(run, saved_ns, asked_ns)
+
+    # --- checkpoints while it runs
+
+    async def _watch_checkpoints(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECKPOINT_LOOK_S)
+            for run in self.runs.values():
+                if run.directory is not None and run.started is not None and run.ended is None and not run.stopping:
+                    self._look_for_checkpoint(run, run.directory, run.started)
+
+    def _look_for_checkpoint(self, run: Run, directory: AttemptDirectory, program: Started) -> None:
+        saved_ns = checkpoints.saved_ns(directory.checkpoint_mark)
+        if saved_ns > run.saved_ns:
+            self._saved(run, saved_ns, run.asked_ns)
+        checkpoint = directory.intent.checkpoint
+        if checkpoint is None or checkpoint.every_s is None or time.monotonic() < run.ask_at:
+            return
+        run.ask_at = time.monotonic() + checkpoint.every_s
+        if checkpoints.ask(checkpoint, program):
+            run.asked_ns = time.time_ns()
+
+    def _saved(self, run: Run, saved_ns: int, asked_ns: int) -> None:
+        run.saved_ns, run.asked_ns = saved_ns, 0
+        self._tell(run, RunCheckpointed, f"checkpointed.{saved_ns}", asked_ns=asked_ns)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("runner task failed", exc_info=task.exception())
+
+
+async def _readable(fd: int) -> None:
+    """Wait until there is something to read: for a pidfd the process's end, for our pipes the end of the other side."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
