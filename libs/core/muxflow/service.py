@@ -126,7 +126,7 @@ async def _serve(kind: type[Service[S]], settings: S) -> int:
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[signal.Signals] = loop.create_future()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda number=number: stopping.done() or stopping.set_result(number))
+        loop.add_signal_handler(number, _resolve, stopping, number)
 
     health = Health(CollectorRegistry())
     server = None
@@ -194,6 +194,11 @@ async def _run(
     await bus.close()
     log.info("stopped", exit_code=code)
     return code
+
+
+def _resolve(stopping: asyncio.Future[signal.Signals], number: signal.Signals) -> None:
+    if not stopping.done():
+        stopping.set_result(number)
 
 
 async def _beat(health: Health) -> None:

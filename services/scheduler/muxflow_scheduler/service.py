@@ -1,0 +1,88 @@
+"""The scheduler: waits to lead, leads one term, and begins anew.
+
+Any number of schedulers may run; one of them leads. The others hold nothing in memory and take over when the leader's
+lease ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+
+from muxflow.bus import Bus
+from muxflow.contracts import LeaderLease
+from muxflow.contracts.catalogue import BUCKET_LEADER, QUERY_JOB, QUERY_JOBS, QUERY_NODES
+from muxflow.health import Health
+from muxflow.service import Service
+from muxflow_scheduler.answers import Answers
+from muxflow_scheduler.ledger import Superseded
+from muxflow_scheduler.metrics import SchedulerMetrics
+from muxflow_scheduler.settings import SchedulerSettings
+from muxflow_scheduler.term import Term
+
+
+class Scheduler(Service[SchedulerSettings]):
+    """Records jobs, decides which GPU each runs on, and ends them."""
+
+    name = "scheduler"
+
+    def __init__(self, settings: SchedulerSettings, bus: Bus, health: Health) -> None:
+        super().__init__(settings, bus, health)
+        self._metrics = SchedulerMetrics(self.registry)
+        holder = f"{socket.gethostname()}:{os.getpid()}"
+        self._lease = bus.lease(
+            BUCKET_LEADER,
+            self.name,
+            lambda: LeaderLease(holder=holder, time_ns=time.time_ns()),
+            ttl_s=settings.lease.leader_s,
+        )
+        self._campaign: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Run for leadership."""
+        self._campaign = self.spawn(self._lead_for_ever(), name="campaign")
+
+    async def stop(self, received: signal.Signals) -> None:
+        """Hand the lead over at once instead of letting it time out."""
+        self.log.info("handing the lead over", signal=received.name)
+        if self._campaign is not None:
+            self._campaign.cancel()
+            await asyncio.wait((self._campaign,))
+        await self._lease.release()
+
+    async def _lead_for_ever(self) -> None:
+        while True:
+            number = await self._lease.acquire()
+            self._metrics.term.set(number)
+            await self._lead(number)
+
+    async def _lead(self, number: int) -> None:
+        """Lead one term until the lease is lost or the term fails."""
+        term = Term(self.bus, self.settings, number, self._metrics)
+        lost = asyncio.ensure_future(self._lease.lost.wait())
+        try:
+            await term.open()
+            answers = Answers(term)
+            responder = await self.bus.serve(
+                "muxflow-scheduler",
+                "1.0.0",
+                {QUERY_JOBS: answers.jobs, QUERY_JOB: answers.job, QUERY_NODES: answers.nodes},
+            )
+            self._metrics.leading.set(1)
+            try:
+                await asyncio.wait((lost, term.failed), return_when=asyncio.FIRST_COMPLETED)
+                if term.failed.done():
+                    term.failed.result()
+                self.log.warning("lead lost: the lease ended", term=number)
+            finally:
+                await responder.stop()
+        except Superseded as error:
+            self.log.warning("lead lost", term=number, reason=str(error))
+        finally:
+            self._metrics.leading.set(0)
+            lost.cancel()
+            await term.close()
+            await self._lease.release()
