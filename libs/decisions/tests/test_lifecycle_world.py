@@ -5,6 +5,7 @@ never seen, facts come late, twice and in any order, the scheduler crashes betwe
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 from hypothesis import HealthCheck, settings
@@ -107,20 +108,17 @@ class Node:
             self.succeeded.add(attempt)
         self.tell(RunExited, attempt, now_ns, exit=status, ended_ns=now_ns)
 
-    def tell(self, kind: type[RunEvent], attempt: Attempt, now_ns: int, **fields: object) -> None:
-        self.outbox.append(
-            kind(
-                **{
-                    "node": self.name,
-                    "gpu": self.local[attempt].gpu,
-                    "tenant": attempt.tenant,
-                    "job": attempt.job,
-                    "attempt": attempt.attempt,
-                    "time_ns": now_ns,
-                    **fields,
-                }
-            )
+    def tell(self, kind: type[RunEvent], attempt: Attempt, now_ns: int, **fields: Any) -> None:
+        fact = kind(
+            node=self.name,
+            gpu=self.local[attempt].gpu,
+            tenant=attempt.tenant,
+            job=attempt.job,
+            attempt=attempt.attempt,
+            time_ns=now_ns,
+            **fields,
         )
+        self.outbox.append(fact)
 
     def publish(self) -> list[RunEvent]:
         told, self.outbox = self.outbox, []
@@ -426,8 +424,8 @@ class World(RuleBasedStateMachine):
 
 
 World.TestCase.settings = settings(
-    max_examples=60,
-    stateful_step_count=60,
+    max_examples=200,
+    stateful_step_count=80,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

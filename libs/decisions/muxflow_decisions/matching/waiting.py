@@ -93,7 +93,11 @@ def _no_kind(need: Need, left: Sequence[FleetGpu]) -> str:
 
 def _no_memory(need: Need, left: Sequence[FleetGpu]) -> str:
     largest = max(left, key=lambda gpu: (gpu.offer.memory_bytes, gpu.node))
-    which = "the largest GPU" + (f" of kind {' or '.join(need.kinds)}" if need.kinds else "")
+    which = "the largest GPU"
+    if need.kinds:
+        which += f" of kind {' or '.join(need.kinds)}"
+    if need.runner != "process":
+        which += f" with the {need.runner} runner"
     return (
         f"needs {_size(need.memory_bytes)}, {which} has {_size(largest.offer.memory_bytes)} "
         f"({largest.offer.kind} on {largest.node})"
