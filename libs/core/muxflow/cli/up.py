@@ -16,7 +16,7 @@ from muxflow.cli.command import USAGE, CommandError, JsonOption, StateDirOption,
 
 if TYPE_CHECKING:
     from muxflow.contracts import Gpu
-    from muxflow.supervisor.machine import Plan
+    from muxflow.supervisor.installation import Plan
     from muxflow.supervisor.reports import Ready, Report
 
 _FOLLOW_S = 0.2
@@ -24,9 +24,7 @@ _FOLLOW_S = 0.2
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
-    examples = epilog(
-        "muxflow up --gpu T4:16GiB --gpu A100:40GiB", "muxflow up --gpus gpus.toml --set executor.lease_s=30"
-    )
+    examples = epilog("muxflow up --gpu T4:16GiB --gpu A100:40GiB", "muxflow up --gpus gpus.toml --set lease.node_s=30")
     app.command("up", epilog=examples)(up)
 
 
@@ -59,7 +57,7 @@ def up(
 
     def run() -> None:
         from muxflow.discovery import state_dir as default_state_dir
-        from muxflow.supervisor.machine import Plan
+        from muxflow.supervisor.installation import Plan
 
         name = node or socket.gethostname()
         plan = Plan(
@@ -75,7 +73,7 @@ def up(
 
 
 def _gpus(wishes: list[str], file: Path | None, node: str) -> tuple[Gpu, ...] | None:
-    from muxflow.supervisor import inventory
+    from muxflow import inventory
 
     if wishes and file:
         raise CommandError("give either --gpu or --gpus, not both", USAGE)
@@ -86,7 +84,7 @@ def _gpus(wishes: list[str], file: Path | None, node: str) -> tuple[Gpu, ...] | 
 
 
 def _overrides(texts: list[str]) -> tuple[tuple[tuple[str, ...], Any], ...]:
-    from muxflow.supervisor import toml
+    from muxflow import toml
 
     try:
         return tuple(toml.parse_assignment(text) for text in texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,9 @@ from muxflow.bus.embedded import ServerError, command, explain
 from muxflow.bus.provision import provision
 from muxflow.bus.server_config import Server, render
 from muxflow.contracts import Role
+from muxflow.contracts.catalogue import BUCKET_LEADER, BUCKET_NODE_LEASES
 from muxflow.discovery import Credentials
+from muxflow.settings import LeaseSettings
 from muxflow.supervisor.processes import Program, Readiness
 from muxflow.supervisor.state import StateDirectory, write_private
 
@@ -63,7 +65,7 @@ def last_words(log: Path) -> str:
 
 
 async def make_streams(
-    state: StateDirectory, url: str, credentials: Sequence[Credentials], *, ttl_s: Mapping[str, float]
+    state: StateDirectory, url: str, credentials: Sequence[Credentials], lease: LeaseSettings
 ) -> None:
     """Make streams, durables and buckets, as often as you like. Raises `ServerError`."""
     mine = next(each for each in credentials if each.role is Role.PROVISIONER)
@@ -72,7 +74,7 @@ async def make_streams(
         async with asyncio.timeout(_CONNECT_S):
             bus = await Bus.connect(settings, source="up")
         async with bus:
-            await provision(bus, ttl_s=ttl_s)
+            await provision(bus, ttl_s={BUCKET_LEADER.name: lease.leader_s, BUCKET_NODE_LEASES.name: lease.node_s})
     except TimeoutError:
         raise ServerError(f"{url} does not let us in: somebody else's server?") from None
     except BusError as error:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muxflow import inventory, toml
 from muxflow.contracts import Gpu
-from muxflow.supervisor import inventory, toml
 
 GIB = 2**30
 
@@ -44,11 +44,11 @@ def test_a_wish_that_makes_no_sense_is_named(wish: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "declares no GPU"),
+        ("", "none is declared"),
         ("[[gpu]]\nuuid = 'a'\nkind = 'T4'", "missing required field `memory`"),
         ("[[gpu]]\nuuid = 'a'\nkind = 'T4'\nmemory = '16'", "has no unit"),
         ("[[gpu]]\nuuid = 'a'\nkind = 'T4'\nmemory = '1GiB'\nmem = 1", "unknown field `mem`"),
-        ("[[gpu]]\nuuid = 'a'\nkind = 'T4'\nmemory = '1GiB'\n" * 2, "same uuid"),
+        ("[[gpu]]\nuuid = 'a'\nkind = 'T4'\nmemory = '1GiB'\n" * 2, "'a' is there already"),
         ("[[gpu]", "gpus.toml"),
     ],
 )

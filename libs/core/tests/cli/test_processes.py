@@ -193,7 +193,7 @@ def wait_gone(pidfd: int) -> None:
 
 async def until_logged(log: Path, line: str) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not log.exists() or line not in log.read_text():  # noqa: ASYNC110 - another process writes it
+        while not log.exists() or line not in log.read_text():
             await asyncio.sleep(0.01)
 
 

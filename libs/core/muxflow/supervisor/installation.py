@@ -1,0 +1,111 @@
+"""What one machine needs on disk before anything runs: settings, credentials, inventory, the server's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from muxflow import inventory, toml
+from muxflow.contracts import Gpu
+from muxflow.discovery import ConnectionFile, Credentials
+from muxflow.settings import LeaseSettings, Settings, load
+from muxflow.supervisor import server
+from muxflow.supervisor.processes import free_port
+from muxflow.supervisor.state import StateDirectory, write_private
+
+_HEADER: Final = "# Written by `muxflow up` at each start; --set section.key=value changes it.\n\n"
+
+
+class InstallationError(Exception):
+    """What was asked for cannot be run. The message is one line with the fix."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody wants to run."""
+
+    state_dir: Path
+    node: str
+    gpus: tuple[Gpu, ...] | None = None
+    """None takes those of the last time."""
+    port: int | None = None
+    """Port of the server; None takes that of the last time, or a free one."""
+    overrides: tuple[tuple[tuple[str, ...], Any], ...] = ()
+    """Path and value of settings of the services, such as ``(("lease", "node_s"), 2)``."""
+
+
+class Installation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is on disk now."""
+
+    node: str
+    gpus: tuple[Gpu, ...]
+    port: int
+    credentials: tuple[Credentials, ...]
+    lease: LeaseSettings
+    http_ports: dict[str, int]
+    """Where services served the last time."""
+
+    @property
+    def url(self) -> str:
+        """Where the server will be."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def connection(self, http_ports: dict[str, int]) -> ConnectionFile:
+        """Say it to clients."""
+        return ConnectionFile(server=self.url, node=self.node, credentials=self.credentials, http_ports=http_ports)
+
+
+def install(plan: Plan, state: StateDirectory) -> Installation:
+    """Write everything; keys, ports and GPUs of the last time are kept.
+
+    Raises `InstallationError`, `InventoryError`, `SettingsError`, and OSError when a file cannot be written.
+    """
+    gpus = _gpus(plan, state)
+    before = state.read_connection()
+    port = _port(plan, before)
+    write_private(state.settings, (_HEADER + toml.dump(_settings(plan, state, port))).encode())
+    settings = load(Settings, state.settings)
+    credentials = server.prepare(state, node=plan.node, tenants=tuple(settings.tenants), port=port)
+    write_private(state.inventory, inventory.dump(gpus).encode())
+    return Installation(
+        node=plan.node,
+        gpus=gpus,
+        port=port,
+        credentials=credentials,
+        lease=settings.lease,
+        http_ports=before.http_ports if before else {},
+    )
+
+
+def _gpus(plan: Plan, state: StateDirectory) -> tuple[Gpu, ...]:
+    if plan.gpus is not None:
+        return plan.gpus
+    if state.inventory.exists():
+        return inventory.load(state.inventory)
+    raise InstallationError(
+        "no GPUs are declared: give --gpu KIND:MEMORY for each, such as `muxflow up --gpu T4:16GiB --gpu A100:40GiB`, "
+        f"or --gpus FILE with tables such as {inventory.EXAMPLE.strip()!r}"
+    )
+
+
+def _port(plan: Plan, before: ConnectionFile | None) -> int:
+    if plan.port is None:
+        return free_port(int(before.server.rpartition(":")[2]) if before else 0)
+    if free_port(plan.port) != plan.port:
+        raise InstallationError(f"port {plan.port} is taken; give another one with --port, or none")
+    return plan.port
+
+
+def _settings(plan: Plan, state: StateDirectory, port: int) -> dict[str, Any]:
+    tree: dict[str, Any] = {
+        "bus": {"servers": [f"nats://127.0.0.1:{port}"]},
+        "tenants": {"default": {}},
+        "executor": {"node": plan.node, "state_dir": str(state.executor), "inventory": str(state.inventory)},
+    }
+    for keys, value in plan.overrides:
+        try:
+            toml.assign(tree, keys, value)
+        except ValueError as error:
+            raise InstallationError(f"--set {error}") from None
+    return tree
