@@ -23,7 +23,6 @@ NAME_RULE: Final = "must be 1 to 128 letters, digits, '.', '_' or '-', beginning
 OUR_VARIABLES: Final = frozenset(
     {
         "CUDA_DEVICE_ORDER",
-        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
         "CUDA_VISIBLE_DEVICES",
         "LD_PRELOAD",
         "NVIDIA_VISIBLE_DEVICES",
