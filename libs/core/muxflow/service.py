@@ -43,6 +43,10 @@ _PR_SET_PDEATHSIG: Final = 1
 S = TypeVar("S", bound=Settings)
 
 
+class CannotStart(Exception):  # noqa: N818 - it reads as what the operator is told
+    """Raised by `Service.start` for what its operator can put right. One line, logged without a traceback."""
+
+
 class Service(ABC, Generic[S]):
     """One service process. Subclasses say what to start and what to do first when stopping."""
 
@@ -63,7 +67,7 @@ class Service(ABC, Generic[S]):
 
     @abstractmethod
     async def start(self) -> None:
-        """Begin to work; returns when everything runs."""
+        """Begin to work; returns when everything runs. Raises `CannotStart`."""
 
     async def stop(self, received: signal.Signals) -> None:
         """Finish what must be finished while the bus is still connected."""
@@ -108,7 +112,9 @@ class Service(ABC, Generic[S]):
             sys.exit(f"muxflow-{cls.name}: {error}")
         _end_with_supervisor()
         logs.configure(settings.log, service=cls.name)
-        sys.exit(asyncio.run(_serve(cls, settings)))
+        import uvloop
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as r:
+            sys.exit(r.run(_serve(cls, settings)))
 
 
 def _end_with_supervisor() -> None:
@@ -179,6 +185,9 @@ async def _run(
             await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
         if failing.done():
             failing.result()
+    except CannotStart as error:
+        log.error("cannot start", error=str(error))  # noqa: TRY400
+        code = 1
     except Exception as error:
         log.exception("failed", error=str(error) or type(error).__name__)
         code = 1

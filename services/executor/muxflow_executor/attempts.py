@@ -248,6 +248,16 @@ class AttemptStore:
                     found[int(number)] = path
         return max(found.items()) if found else None
 
+    def tenants_with(self, job: str) -> set[str]:
+        """Find the tenants that have output of a job of this name here."""
+        found = set()
+        for parent in (self._ended, self._attempts):
+            for path in parent.iterdir():
+                known = _attempt_from_name(path.name)
+                if known is not None and known.job == job:
+                    found.add(known.tenant)
+        return found
+
     def checkpoint_dir(self, tenant: str, job: str) -> Path:
         """Where a job keeps its state from one attempt on this node to the next. Raises OSError."""
         path = self._checkpoints / directory_prefix(tenant, job)
@@ -312,13 +322,19 @@ def write_record(path: Path, record: msgspec.Struct) -> None:
 
 def _intent_from_name(name: str) -> Intent | None:
     """Save an attempt's identity when its intent is lost: its exit can be reported all the same."""
+    attempt = _attempt_from_name(name)
+    if attempt is None:
+        return None
+    return Intent(attempt=attempt, node="", gpu="", run_id="", boot_id=records.boot_id(), created_ns=0)
+
+
+def _attempt_from_name(name: str) -> Attempt | None:
     prefix, _, number = name.rpartition(".")
     tenant, _, job = prefix.partition(".")
     try:
-        attempt = Attempt(tenant=decode_token(tenant), job=decode_token(job), attempt=int(number))
+        return Attempt(tenant=decode_token(tenant), job=decode_token(job), attempt=int(number))
     except ValueError:
         return None
-    return Intent(attempt=attempt, node="", gpu="", run_id="", boot_id=records.boot_id(), created_ns=0)
 
 
 def _age_s(path: Path) -> float:

@@ -48,7 +48,7 @@ class Launcher:
     def __init__(self, store: AttemptStore, settings: RunnerSettings) -> None:
         self._store = store
         self._settings = settings
-        self._spares = spare.Spares()
+        self._spares = spare.Spares(str(settings.state_dir))
 
     def launch(self, slot: Slot, gpu: str) -> tuple[AttemptDirectory, spare.Shim | None]:
         """Record the intent durably, then hand it to a shim. Without a shim, how it ended is on disk.
@@ -101,7 +101,7 @@ class Launcher:
             os.close(shim.started_fd)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(shim.pid, 0)
-            shim = spare.spawn()
+            shim = spare.spawn(str(self._settings.state_dir))
             spare.hand_over(shim, directory.path, environment)
         return shim
 

@@ -13,12 +13,13 @@ from typing import Any, Final
 import structlog
 
 from muxflow.contracts import Attempt, RunCheckpointed, RunEvent, RunEvicted, RunExited, RunStarted, Slot, StopCause
-from muxflow_decisions.node import LocalAttempt, LocalState
+from muxflow_decisions.node import LocalAttempt
 from muxflow_executor import checkpoints, spare
 from muxflow_executor.attempts import AttemptDirectory, AttemptStore, Ended, ProcessRecord, Started, StopRequest
 from muxflow_executor.launch import Launcher, RunnerSettings
 from muxflow_executor.processes import alive, send
 from muxflow_executor.recovery import recover
+from muxflow_executor.run import Run, readable
 from muxflow_executor.shim.records import boot_id
 
 log = structlog.get_logger()
@@ -27,66 +28,6 @@ _RETRY_S: Final = 1.0
 _CHECKPOINT_LOOK_S: Final = 1.0
 _STARTED_LOOK_S: Final = 0.05
 _HUNG_S: Final = 10.0
-
-
-class Run:
-    """One attempt in this process's care."""
-
-    def __init__(self, attempt: Attempt, gpu: str) -> None:
-        self.attempt = attempt
-        self.gpu = gpu
-        self.directory: AttemptDirectory | None = None
-        self.started: Started | None = None
-        self.ended: Ended | None = None
-        self.over = asyncio.Event()
-        """Set when it has ended."""
-        self.stopping = False
-        self.reported = False
-        self.begun = asyncio.Event()
-        """Set when there is a shim to signal, or there never will be one."""
-        self._pidfd: int | None = None
-        self.saved_ns = 0
-        self.asked_ns = 0
-        self.ask_at = 0.0
-
-    def watch(self, pid: int, process: ProcessRecord | None = None) -> bool:
-        """Hold on to the shim; False when it, or a child of ours that is not reaped, is not there any more."""
-        try:
-            self._pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return False
-        if process is None or alive(process):
-            return True
-        self.release()  # the number may be somebody else's by now
-        return False
-
-    def release(self) -> None:
-        """Let go of the shim."""
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
-
-    def send(self, number: signal.Signals) -> None:
-        """Signal the shim, if it is there."""
-        if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
-
-    async def shim_ended(self) -> None:
-        """Wait until the shim has ended."""
-        if self._pidfd is not None:
-            await _readable(self._pidfd)
-
-    @property
-    def local(self) -> LocalAttempt:
-        """How the decisions see it."""
-        if self.ended is not None:
-            state = LocalState.ENDED
-        elif self.stopping:
-            state = LocalState.STOPPING
-        else:
-            state = LocalState.RUNNING if self.started is not None else LocalState.STARTING
-        return LocalAttempt(state=state, gpu=self.gpu, reported=self.reported)
 
 
 class ProcessRunner:
@@ -101,6 +42,7 @@ class ProcessRunner:
         self._on_change = on_change
         self._launcher = Launcher(store, settings)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._disk_complaint = ""
 
     @property
     def local(self) -> dict[Attempt, LocalAttempt]:
@@ -124,65 +66,115 @@ class ProcessRunner:
             run.release()
         self._launcher.close()
 
-    async def start(self, slot: Slot, gpu: str) -> None:
-        """Record the intent durably, then start the program. What is wrong with the job becomes its exit.
+    def start(self, slot: Slot, gpu: str) -> None:
+        """Begin to start an attempt: intent on disk, then the program. What is wrong with the job becomes its exit.
 
-        Raises FileExistsError when there has been such an attempt, OSError when it could not be recorded: in both
-        cases nothing was started.
+        When the disk does not take the intent nothing is started, and the attempt is unknown again.
         """
-        run = self.runs[slot.key] = Run(slot.key, gpu)
-        try:
-            directory, shim = await asyncio.to_thread(self._launcher.launch, slot, gpu)
-        except BaseException:
-            del self.runs[slot.key]
-            run.begun.set()
-            raise
-        run.directory = directory
-        if shim is None:
-            await self._take_over(run, directory)
-            return
-        run.watch(shim.pid)
-        run.begun.set()
-        self._spawn(self._follow(run, directory, shim))
-        self._spawn(asyncio.to_thread(self._launcher.refill))
+        if slot.key not in self.runs:
+            run = self.runs[slot.key] = Run(slot.key, gpu)
+            self._spawn(self._launch(run, slot))
 
-    def stop(self, attempt: Attempt, cause: StopCause, reason: str = "") -> None:
-        """Begin to stop an attempt: a checkpoint if it declares one and there is time, SIGTERM, grace, SIGKILL."""
+    def stop(self, attempt: Attempt, cause: StopCause, reason: str = "") -> bool:
+        """Begin to stop an attempt: a checkpoint if it declares one and there is time, SIGTERM, grace, SIGKILL.
+
+        False when it has ended or is being stopped already.
+        """
         run = self.runs.get(attempt)
         if run is None or run.stopping or run.ended is not None:
-            return
+            return False
         run.stopping = True
         self._spawn(self._stop(run, StopRequest(cause=cause, reason=reason), may_save=cause is not StopCause.LEASE))
+        return True
 
-    async def decline(self, attempt: Attempt, gpu: str, cause: StopCause, reason: str) -> None:
-        """Record an attempt as ended that is never started, and report it so. Raises OSError."""
-        run = self.runs[attempt] = Run(attempt, gpu)
-        ended = Ended(error=f"not started: {reason}", stopped_by=cause, ended_ns=time.time_ns(), boot_id=boot_id())
-        try:
-            run.directory = await asyncio.to_thread(self._launcher.refuse, attempt, gpu, ended)
-        except BaseException:
-            del self.runs[attempt]
-            raise
-        run.begun.set()
-        self._end(run, ended)
+    def decline(self, attempt: Attempt, gpu: str, cause: StopCause, reason: str) -> None:
+        """Begin to record an attempt as ended that is never started, and report it so."""
+        if attempt not in self.runs:
+            run = self.runs[attempt] = Run(attempt, gpu)
+            self._spawn(self._refuse(run, cause, reason))
 
-    async def mark_reported(self, attempt: Attempt) -> None:
-        """The bus has acked the attempt's exit. Raises OSError."""
+    def mark_reported(self, attempt: Attempt) -> None:
+        """The bus has acked the attempt's exit."""
         run = self.runs.get(attempt)
-        if run is not None and run.directory is not None:
-            await asyncio.to_thread(run.directory.mark_reported)
+        if run is not None and not run.reported:
             run.reported = True
-            self._on_change()
+            self._spawn(self._write_reported(run))
 
-    async def forget(self, attempt: Attempt) -> None:
-        """Drop the record of an ended attempt; its output is kept for a while. Raises OSError."""
-        run = self.runs.pop(attempt)
-        if run.directory is not None:
-            await asyncio.to_thread(self._store.forget, run.directory)
+    def forget(self, attempt: Attempt) -> None:
+        """Begin to drop the record of an ended attempt; its output is kept for a while."""
+        run = self.runs.get(attempt)
+        if run is not None and run.ended is not None and not run.leaving:
+            run.leaving = True
+            self._spawn(self._forget(run))
 
     async def all_ended(self) -> None:
         """Wait until nothing of any attempt is left."""
         await asyncio.gather(*(run.over.wait() for run in self.runs.values()))
+
+    # --- records
+
+    async def _launch(self, run: Run, slot: Slot) -> None:
+        try:
+            directory, shim = await asyncio.to_thread(self._launcher.launch, slot, run.gpu)
+        except FileExistsError:
+            self._seen_before(run)
+        except OSError as error:
+            await self._unknown_again(run, error)
+        else:
+            run.directory = directory
+            if shim is None:
+                await self._take_over(run, directory)
+                return
+            run.watch(shim.pid)
+            run.begun.set()
+            self._spawn(asyncio.to_thread(self._launcher.refill))
+            await self._follow(run, directory, shim)
+
+    async def _refuse(self, run: Run, cause: StopCause, reason: str) -> None:
+        ended = Ended(error=f"not started: {reason}", stopped_by=cause, ended_ns=time.time_ns(), boot_id=boot_id())
+        try:
+            run.directory = await asyncio.to_thread(self._launcher.refuse, run.attempt, run.gpu, ended)
+        except FileExistsError:
+            self._seen_before(run)
+        except OSError as error:
+            await self._unknown_again(run, error)
+        else:
+            run.begun.set()
+            self._end(run, ended)
+
+    def _seen_before(self, run: Run) -> None:
+        """An attempt that was forgotten is wanted again: it must not run twice, so it is answered for."""
+        log.error("attempt has been here before; it is not started again", attempt=str(run.attempt))
+        run.begun.set()
+        self._end(run, Ended(lost=True, ended_ns=time.time_ns(), boot_id=boot_id()))
+
+    async def _unknown_again(self, run: Run, error: OSError) -> None:
+        if self._disk_complaint != str(error):
+            log.error("cannot record an attempt, trying again", attempt=str(run.attempt), error=str(error))
+        self._disk_complaint = str(error)
+        await asyncio.sleep(_RETRY_S)
+        del self.runs[run.attempt]
+        run.begun.set()
+        run.over.set()
+        self._on_change()
+
+    async def _write_reported(self, run: Run) -> None:
+        try:
+            if run.directory is not None:
+                await asyncio.to_thread(run.directory.mark_reported)
+        except OSError as error:  # it will be reported once more after a restart, which does no harm
+            log.warning("cannot note that an exit is reported", attempt=str(run.attempt), error=str(error))
+        self._on_change()
+
+    async def _forget(self, run: Run) -> None:
+        try:
+            if run.directory is not None:
+                await asyncio.to_thread(self._store.forget, run.directory)
+        except OSError as error:
+            log.warning("cannot forget an attempt", attempt=str(run.attempt), error=str(error))
+            run.leaving = False
+            return
+        del self.runs[run.attempt]
 
     # --- watching
 
@@ -210,7 +202,7 @@ class ProcessRunner:
     async def _follow(self, run: Run, directory: AttemptDirectory, shim: spare.Shim | None) -> None:
         """See the attempt through from its shim's start, or its adoption, to its end."""
         if shim is not None:
-            await _readable(shim.started_fd)
+            await readable(shim.started_fd)
             os.close(shim.started_fd)
         else:
             await self._until_started(run, directory)
@@ -349,17 +341,6 @@ class ProcessRunner:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("runner task failed", exc_info=task.exception())
-
-
-async def _readable(fd: int) -> None:
-    """Wait until there is something to read: for a pidfd the process's end, for our pipes the end of the other side."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
 
 
 def _reap(pid: int) -> None:

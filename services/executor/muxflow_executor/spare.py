@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -28,14 +29,17 @@ class Shim(msgspec.Struct, frozen=True, kw_only=True):
     """Reaches its end when the shim has written ``started.json`` or ``exit.json``, or has died."""
 
 
-def spawn() -> Shim:
-    """Start a shim, in a session of its own. It ends by itself if this process ends before the handover."""
+def spawn(label: str) -> Shim:
+    """Start a shim, in a session of its own. It ends by itself if this process ends before the handover.
+
+    `label` stands in its command line and says to people whose it is.
+    """
     handover_read, handover_write = os.pipe()
     started_read, started_write = os.pipe()
     try:
         pid = os.posix_spawn(
             sys.executable,
-            [sys.executable, "-I", "-S", "-c", _PROGRAM, _ROOT],
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, _ROOT, label],
             {},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, handover_read, 0),
@@ -70,24 +74,30 @@ def discard(shim: Shim) -> None:
 
 
 class Spares:
-    """One shim that waits. Used from one thread at a time per call; `take` never waits for a shim to become ready."""
+    """One shim that waits. `take` never waits for a shim to become ready. Threads may call it at the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
+        self._label = label
         self._waiting: list[Shim] = []
+        self._closed = False
+        self._lock = threading.Lock()
 
     def take(self) -> Shim:
         """Give the one that waits, or start one."""
         try:
             return self._waiting.pop()
         except IndexError:
-            return spawn()
+            return spawn(self._label)
 
     def refill(self) -> None:
         """Have one wait again."""
-        if not self._waiting:
-            self._waiting.append(spawn())
+        with self._lock:
+            if not self._waiting and not self._closed:
+                self._waiting.append(spawn(self._label))
 
     def close(self) -> None:
         """Let it end."""
-        while self._waiting:
-            discard(self._waiting.pop())
+        with self._lock:
+            self._closed = True
+            while self._waiting:
+                discard(self._waiting.pop())

@@ -12,6 +12,7 @@ from typing import Final
 from muxflow_executor.shim.records import stat_fields
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -24,6 +25,11 @@ def adopt_orphans() -> None:
 def die_with_parent() -> None:
     """Have the kernel SIGKILL this process when its parent ends."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def be_called(name: str) -> None:
+    """Show this name, of at most 15 bytes, in lists of processes."""
+    _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def end_all(cgroup: str | None) -> None:

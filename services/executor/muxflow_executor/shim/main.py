@@ -35,9 +35,11 @@ def main() -> NoReturn:
 
 def run_attempt() -> None:
     """Run one attempt. Returns when nothing of it is left and its exit is on disk."""
+    descendants.be_called("muxflow-waiting")
     handed = receive()
     if handed is None:
         return
+    descendants.be_called("muxflow-shim")
     directory, environment = handed
     os.chdir(directory)
     complaints = os.open("shim.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

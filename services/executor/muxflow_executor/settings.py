@@ -1,0 +1,44 @@
+"""Settings of the executor: section ``[executor]``. How long a lease lasts stands in ``[lease]``, for all services."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from muxflow.settings import Settings
+
+MIB = 2**20
+
+
+class ExecutorSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is the executor's own."""
+
+    node: Annotated[str, Meta(min_length=1, max_length=253)] = msgspec.field(default_factory=socket.gethostname)
+    """Name of this node; default: its host name. One executor may have it."""
+    inventory: Annotated[str, Meta(min_length=1)] = "/etc/muxflow/gpus.toml"
+    """File that declares the node's GPUs."""
+    state_dir: Annotated[str, Meta(min_length=1)] = "/var/lib/muxflow/executor"
+    """Attempts, their output, checkpoints and the outbox. On a local disk; used by one executor."""
+    secrets_dir: Annotated[str, Meta(min_length=1)] | None = None
+    """Directory of ``<tenant>/<name>`` files with the secrets that jobs may ask for; null: none."""
+    labels: dict[str, str] = {}
+    """What the node says about itself, for people and for constraints to come."""
+    drain_on_stop: bool = False
+    """Stop the jobs on SIGTERM too, as on SIGINT; otherwise they run on until the next executor takes them over."""
+    log_bytes: Annotated[int, Meta(ge=4096, le=2**40)] = 64 * MIB
+    """Bound on the kept output of one attempt; the oldest half is dropped when it is reached."""
+    kept_outputs: Annotated[int, Meta(ge=0, le=1_000_000)] = 200
+    """How many ended attempts' output is kept."""
+    kept_output_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 1024 * MIB
+    """Bound on that output together."""
+    kept_checkpoints_s: Annotated[float, Meta(ge=0, le=10**9)] = 7 * 86_400.0
+    """How long a job's checkpoint directory is kept after its last attempt here."""
+
+
+class ExecutorSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the executor reads."""
+
+    executor: ExecutorSection = msgspec.field(default_factory=ExecutorSection)
