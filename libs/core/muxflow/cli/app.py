@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Final
 
 import typer
@@ -29,7 +29,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_root)
+    app.callback(help=HELP)(_root)
     for module in (up, submit, jobs, nodes, events, dead):
         module.add_to(app)
     for plugin in sorted(entry_points(group=PLUGINS), key=lambda point: point.name):
@@ -45,12 +45,16 @@ def _add(plugin: EntryPoint, app: typer.Typer) -> None:
         typer.echo(f"muxflow: commands of {plugin.value} are left out: {error}", err=True)
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"muxflow {version('muxflow')}")
+        raise typer.Exit
+
+
 def _root(
     *,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_tell_version)
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as version_of
-
-        typer.echo(f"muxflow {version_of('muxflow')}")
-        raise typer.Exit
+    """Hold the options that come before a command."""

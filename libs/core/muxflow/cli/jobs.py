@@ -14,6 +14,13 @@ from muxflow.cli.command import CommandError, Session, command
 if TYPE_CHECKING:
     from muxflow.contracts import JobRecord, JobReply, JobSummary
 
+
+def _states() -> list[str]:
+    from muxflow.contracts import JobState
+
+    return [state.value for state in JobState]
+
+
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job, or TENANT/NAME.")]
 
 
@@ -30,7 +37,10 @@ async def jobs(
     *,
     state: Annotated[
         list[str] | None,
-        typer.Option(help="Only jobs in this state (pending, running, failed, …); may be given several times."),
+        typer.Option(
+            help="Only jobs in this state (pending, running, failed, …); may be given several times.",
+            autocompletion=_states,
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many, newest first.")] = 100,
 ) -> None:

@@ -202,10 +202,12 @@ async def _probe(program: Program) -> str | None:
             reader, writer = await asyncio.open_connection("127.0.0.1", program.port)
             try:
                 writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
-                answer = await reader.read(4096)
+                answer = await reader.read(-1)
             finally:
                 writer.close()
     except OSError:  # TimeoutError is one
         return silent
     head, _, body = answer.partition(b"\r\n\r\n")
-    return None if b" 200 " in head.split(b"\r\n")[0] else body.decode(errors="replace").strip()
+    if b" 200 " in head.split(b"\r\n")[0]:
+        return None
+    return body.decode(errors="replace").strip() or "not ready"
