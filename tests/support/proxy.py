@@ -15,6 +15,7 @@ class Proxy:
         self._open.set()
         self._server: asyncio.Server | None = None
         self._pumps: set[asyncio.Task[None]] = set()
+        self._swallowing = False
         self.port = 0
 
     async def start(self) -> None:
@@ -33,6 +34,16 @@ class Proxy:
         """What was held back is delivered late, as TCP does."""
         self._open.set()
 
+    def swallow_answers(self) -> None:
+        """What the server says on connections of now is lost; what it is told arrives."""
+        self._swallowing = True
+
+    def drop_connections(self) -> None:
+        """End every connection; new ones work."""
+        self._swallowing = False
+        for pump in tuple(self._pumps):
+            pump.cancel()
+
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -47,16 +58,20 @@ class Proxy:
         except OSError:
             writer.close()
             return
-        for source, sink in ((reader, up_writer), (up_reader, writer)):
-            task = asyncio.get_running_loop().create_task(self._pump(source, sink))
+        for source, sink, answers in ((reader, up_writer, False), (up_reader, writer, True)):
+            task = asyncio.get_running_loop().create_task(self._pump(source, sink, answers=answers))
             self._pumps.add(task)
             task.add_done_callback(self._pumps.discard)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(65536):
-                await self._open.wait()
-                sink.write(data)
-                await sink.drain()
-        with contextlib.suppress(OSError):
-            sink.close()
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    await self._open.wait()
+                    if answers and self._swallowing:
+                        continue
+                    sink.write(data)
+                    await sink.drain()
+        finally:
+            with contextlib.suppress(OSError):
+                sink.close()

@@ -84,7 +84,7 @@ class World:
         self.nodes = nodes
         self.credentials = root / "credentials"
         self.principals = (
-            *(Principal(role=role) for role in (Role.PROVISIONER, Role.SCHEDULER, Role.OPERATOR)),
+            *(Principal(role=role) for role in (Role.PROVISIONER, Role.SCHEDULER, Role.OPERATOR, Role.OBSERVER)),
             Principal(role=Role.USER, bound_to="default"),
             *(Principal(role=Role.NODE, bound_to=node) for node in nodes),
         )

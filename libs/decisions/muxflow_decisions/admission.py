@@ -213,10 +213,12 @@ def _texts(spec: JobSpec, limits: AdmissionLimits) -> Iterator[Refusal]:
     for number, argument in enumerate(spec.command):
         if len(argument.encode()) > limits.text_bytes:
             yield Refusal(field=f"spec.command[{number}]", reason=f"is longer than {limits.text_bytes:,} bytes")
-    for place, text in _every_text(msgspec.to_builtins(spec), "spec"):
-        if "\0" in text:
-            yield Refusal(field=place, reason="holds a NUL character, which no program can be given")
-    size_bytes = len(encode(spec))
+    encoded = encode(spec)
+    if rb"\u0000" in encoded:
+        for place, text in _every_text(msgspec.to_builtins(spec), "spec"):
+            if "\0" in text:
+                yield Refusal(field=place, reason="holds a NUL character, which no program can be given")
+    size_bytes = len(encoded)
     if size_bytes > limits.spec_bytes:
         yield Refusal(field="spec", reason=f"is {size_bytes:,} bytes, and at most {limits.spec_bytes:,} are allowed")
 

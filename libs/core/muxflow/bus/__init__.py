@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from muxflow.bus.batches import PublishAck
 from muxflow.bus.bus import Bus, Subscription
 from muxflow.bus.consumer import Consumer, ConsumerLag, OnInvalid
 from muxflow.bus.errors import (
@@ -25,7 +26,6 @@ from muxflow.bus.key_value import Entry, KeyValue, Removal
 from muxflow.bus.lease import Lease
 from muxflow.bus.message import Delivery, Handler, Message, RawMessage
 from muxflow.bus.outbox import Outbox
-from muxflow.bus.publishing import PublishAck
 from muxflow.bus.queries import QueryHandler, Responder
 from muxflow.bus.reader import FromSequence, FromTime, Reader, Start
 from muxflow.bus.settings import BusSettings

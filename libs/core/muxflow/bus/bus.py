@@ -14,13 +14,14 @@ import structlog
 from nats.aio.msg import Msg
 
 from muxflow.bus import queries
+from muxflow.bus.batches import PublishAck
 from muxflow.bus.connection import Connection, Interest
 from muxflow.bus.consumer import Consumer, OnInvalid
 from muxflow.bus.errors import Disconnected
 from muxflow.bus.key_value import KeyValue, parse_time
 from muxflow.bus.lease import Lease
 from muxflow.bus.message import Delivery, Handler, Message, RawHandler, RawMessage
-from muxflow.bus.publishing import PublishAck, Publisher
+from muxflow.bus.publishing import Publisher
 from muxflow.bus.reader import FromSequence, OrderedReader, Reader, Start
 from muxflow.bus.requests import Requests, check_size
 from muxflow.bus.settings import BusSettings
@@ -115,6 +116,7 @@ class Bus:
             subject.of(**names),
             encode(event),
             message_id=event.id,
+            stream=subject.stream,
             headers=dict(headers) if headers else None,
             expect_last=expect_last,
             deadline_s=deadline_s,

@@ -166,6 +166,7 @@ class KeyValue(Generic[V]):
             self._prefix + key,
             data,
             message_id=unique(),
+            stream=f"KV_{self.bucket.name}",
             headers=headers,
             expect_last=last,
             deadline_s=deadline_s,

@@ -86,6 +86,7 @@ def _stream(stream: Stream, replicas: int, bytes_scale: float) -> dict[str, Any]
         "num_replicas": replicas if stream.storage == "file" else 1,
         "duplicate_window": int(_DUPLICATE_WINDOW_S * _SECOND_NS),
         "allow_direct": True,
+        "allow_atomic": stream.storage == "file",
     }
 
 
@@ -104,6 +105,7 @@ def _bucket(bucket: Bucket, replicas: int, ttl_s: float) -> dict[str, Any]:
         "duplicate_window": int(window_s * _SECOND_NS),
         "allow_direct": True,
         "allow_rollup_hdrs": True,
+        "allow_atomic": True,
         "deny_delete": True,
     }
 

@@ -11,6 +11,7 @@ import re
 from typing import Final
 
 _PLAIN: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ENCODED: Final = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 
 # Python's `$` also matches before a last newline, other languages' does not: `(?!\n)` makes them agree.
@@ -26,11 +27,15 @@ def encode_token(name: str) -> str:
     """
     if not name:
         raise ValueError("an empty name has no subject token")
+    if _PLAIN_NAME.fullmatch(name):
+        return name
     return "".join(chr(byte) if byte in _PLAIN else f"={byte:02X}" for byte in name.encode())
 
 
 def decode_token(token: str) -> str:
     """Give back the name that `encode_token` encoded; ValueError for anything it cannot have made."""
+    if _PLAIN_NAME.fullmatch(token):
+        return token
     if not _ENCODED.fullmatch(token):
         raise ValueError(f"not an encoded name: {token!r}")
     raw = re.sub(rb"=([0-9A-F]{2})", lambda match: bytes([int(match[1], 16)]), token.encode())
