@@ -11,7 +11,6 @@ import sqlite3
 from pathlib import Path
 from typing import IO, Any, Final
 
-import muxflow
 from muxflow.bus import Bus, BusError, Message, Outbox, Reader
 from muxflow.contracts import (
     Attempt,
@@ -119,9 +118,7 @@ class Executor(Service[ExecutorSettings]):
         self._leasing = self.spawn(self._hold_lease(), name="lease")
         self.spawn(self._prune(), name="prune")
         answers = Answers(self._store, self._runner)
-        await self.bus.serve(
-            "muxflow-executor", muxflow.__version__, {QUERY_LOGS: answers.logs}, bindings={"node": self._node}
-        )
+        await self.bus.serve("muxflow-executor", "1.0.0", {QUERY_LOGS: answers.logs}, bindings={"node": self._node})
 
     async def stop(self, received: signal.Signals) -> None:
         """Leave the jobs to the next executor, or stop them and wait until nothing is left."""
