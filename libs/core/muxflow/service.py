@@ -112,9 +112,7 @@ class Service(ABC, Generic[S]):
             sys.exit(f"muxflow-{cls.name}: {error}")
         _end_with_supervisor()
         logs.configure(settings.log, service=cls.name)
-        import uvloop
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as r:
-            sys.exit(r.run(_serve(cls, settings)))
+        sys.exit(asyncio.run(_serve(cls, settings)))
 
 
 def _end_with_supervisor() -> None:
