@@ -200,7 +200,7 @@ class Bus:
     async def subscribe(
         self, subject: Subject, handler: Handler, *, bindings: Mapping[str, str] | None = None
     ) -> Subscription:
-        """Handle live events, one after the other."""
+        """Handle live events, one after the other. Raises `Forbidden`."""
 
         async def receive(msg: Msg) -> None:
             raw = RawMessage.of(subject, msg)
@@ -221,7 +221,7 @@ class Bus:
     async def subscribe_raw(
         self, subject: Subject, handler: RawHandler, *, bindings: Mapping[str, str] | None = None
     ) -> Subscription:
-        """Handle live messages without decoding them."""
+        """Handle live messages without decoding them. Raises `Forbidden`."""
 
         async def receive(msg: Msg) -> None:
             try:
@@ -256,23 +256,6 @@ class Bus:
         )
         raw = RawMessage(subject, address, msg.data, headers, at)
         return Message(raw, raw.decode(subject.event))
-
-    async def subjects_in(self, subject: Subject, *, bindings: Mapping[str, str] | None = None) -> set[str]:
-        """List the concrete subjects of a kind that have a stored message.
-
-        Raises `Forbidden`, `Disconnected`, `RequestTimeout`, `NoResponders`.
-        """
-        pattern = subject.pattern(**_of(subject, bindings))
-        found: set[str] = set()
-        while True:
-            request = {"subjects_filter": pattern, "offset": len(found)}
-            answer = await self.requests.api(
-                f"STREAM.INFO.{subject.stream}", request, timeout_s=self.settings.publish_timeout_s
-            )
-            page = answer["state"].get("subjects") or {}
-            found.update(page)
-            if not page or len(found) >= answer.get("total", 0):
-                return found
 
     def kv(self, bucket: Bucket) -> KeyValue[Any]:
         """Open a key-value bucket."""
@@ -314,7 +297,7 @@ class Bus:
         return responder
 
     async def _subscribed(self, pattern: str, receive: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        subscription = Subscription(await self.connection.subscribe(pattern, receive))
+        subscription = Subscription(await self.connection.subscribe_confirmed(pattern, receive))
         self._open.add(subscription)
         return subscription
 

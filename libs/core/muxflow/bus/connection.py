@@ -21,8 +21,9 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as ClientSubscription
+from nats.errors import Error as NatsError
 
-from muxflow.bus.errors import Disconnected
+from muxflow.bus.errors import Disconnected, Forbidden
 from muxflow.bus.settings import BusSettings
 
 log = structlog.get_logger("muxflow.bus")
@@ -41,6 +42,8 @@ class Interest:
         self.subject = subject
         self.queue = queue
         self.callback = callback
+        self.refused = False
+        """The server has said that these credentials do not allow it."""
         self._connection = connection
         self._now: ClientSubscription | None = None
 
@@ -134,6 +137,17 @@ class Connection:
         if self.connected:
             with contextlib.suppress(Disconnected):
                 await interest.bind(self.client)
+        return interest
+
+    async def subscribe_confirmed(self, subject: str, callback: MessageCallback) -> Interest:
+        """Subscribe, and hear whether it is allowed, if there is a connection now. Raises `Forbidden`."""
+        interest = await self.subscribe(subject, callback)
+        with contextlib.suppress(Disconnected, OSError, NatsError):
+            for _ in range(2):  # the client's first PING overtakes what it has not written yet
+                await self.client.flush()
+        if interest.refused:
+            await interest.stop()
+            raise Forbidden(0, f"these credentials may not subscribe to {subject}")
         return interest
 
     async def send(self, subject: str, data: bytes, *, reply: str = "", headers: dict[str, str] | None = None) -> None:
@@ -263,6 +277,9 @@ class Connection:
         if now - self._violations.get(rest, -_NEVER_S) > 30:
             self._violations[rest] = now
             log.error("forbidden", what=kind, subject=subject)
+        if kind == "subscription":
+            for interest in self.interests:
+                interest.refused |= interest.subject.lower() == subject
         for callback in tuple(self._on_violation):
             callback(kind, subject)
 

@@ -106,8 +106,11 @@ class Consumer:
             oldest_s=time.monotonic() - oldest.received if oldest else 0.0,
         )
 
-    async def stop(self) -> None:
-        """Pull no more, give back what no handler has begun, wait for the handlers that run."""
+    async def stop(self, *, patience_s: float = 10.0) -> None:
+        """Pull no more, give back what no handler has begun, wait for the handlers that run.
+
+        One that takes longer than `patience_s`, because the bus is away perhaps, is cancelled: its message comes again.
+        """
         if self._stopping:
             return
         self._stopping = True
@@ -116,8 +119,11 @@ class Consumer:
             for held, _ in line:
                 await self._answer(held, b"-NAK")
             line.clear()
-        while self._running:
-            await asyncio.wait(self._running)
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=patience_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         if self._signaller is not None:
             self._signaller.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -48,6 +48,7 @@ def permissions(role: Role, bound_to: str | None = None) -> Permissions:
     read = [subject for subject in SUBJECTS if role in subject.readers]
     answers = any(subject.reply is not None for subject in read)
     publish = {subject.pattern(**names) for subject in SUBJECTS if role in subject.publishers}
+    publish |= {_newest(subject, names) for subject in SUBJECTS if role in subject.publishers and subject.stream}
     publish |= _extra(role)
     publish |= _union(_reading(subject, role, names) for subject in read if subject.reply is None)
     publish |= _union(_consuming(durable) for durable in DURABLES if durable.role is role)
@@ -67,10 +68,15 @@ def _reading(subject: Subject, role: Role, names: dict[str, str]) -> set[str]:
     if subject.stream is None:
         return set()
     pattern = subject.pattern(**names)
-    allowed = {f"$JS.API.DIRECT.GET.{subject.stream}.{pattern}"}
+    allowed = {_newest(subject, names)}
     if subject.stream not in _WITH_DURABLES or role is Role.OPERATOR:
         allowed |= _consumers(subject.stream, pattern)
     return allowed
+
+
+def _newest(subject: Subject, names: dict[str, str]) -> str:
+    """Getting the newest message of a subject: readers, and publishers who look whether it is their own."""
+    return f"$JS.API.DIRECT.GET.{subject.stream}.{subject.pattern(**names)}"
 
 
 def _consumers(stream: str, pattern: str) -> set[str]:

@@ -121,6 +121,9 @@ class Puller:
             return
         headers = msg.headers or {}
         status, text = headers.get("Status", ""), headers.get("Description", "")
+        if not status:
+            log.debug("not for us", subject=msg.subject)
+            return
         if status == "100":
             self._well()
             return
