@@ -259,6 +259,19 @@ def test_facts_about_a_lost_attempt_change_nothing_even_success() -> None:
     assert act(placed, exited(code=0)).record is placed
 
 
+def test_a_repeated_exit_does_not_end_the_next_attempt_on_the_same_node() -> None:
+    first = exited(1, signal="SIGTERM", stopped_by=StopCause.EVICTION)
+    second = act(running(), first, Assign(placement=HERE)).record
+    assert second.attempt == 2
+    assert "attempt 1" in note(act(second, first))
+    assert act(second, exited(3, code=0)).record is second
+
+
+def test_a_start_that_comes_after_the_stop_does_not_make_the_job_run() -> None:
+    stopping = act(assigned(), Withdraw(reason="move")).record
+    assert act(stopping, started()).record is stopping
+
+
 def test_cancelling_a_pending_job_ends_it_at_once() -> None:
     outcome = act(pending(), Cancel(reason="wrong data"))
     event = announced(outcome)
