@@ -42,6 +42,9 @@ class Machine:
         self.ready = self.report("ready")
 
     def start_only(self, *arguments: str) -> None:
+        if self._process is not None:
+            self._process.communicate()
+            self._partial = b""
         command = [MUXFLOW, "up", "--json", "--state-dir", str(self.state_dir), *QUICK, *arguments]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

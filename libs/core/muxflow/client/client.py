@@ -20,7 +20,7 @@ import msgspec
 from muxflow.bus import Bus, Disconnected, Forbidden, Message, NoResponders, QueryError, RequestTimeout
 from muxflow.client import dead_letters, event_feed
 from muxflow.client.dead_letters import DeadEntry
-from muxflow.client.errors import AlreadyEnded, NoAnswer, NotAllowed, NotConnected, NotFound
+from muxflow.client.errors import AlreadyEnded, ClientError, NoAnswer, NotAllowed, NotConnected, NotFound
 from muxflow.client.event_feed import Received
 from muxflow.client.handle import JobHandle
 from muxflow.contracts import (
@@ -40,8 +40,10 @@ from muxflow.contracts import (
     NodesReply,
     NodeSummary,
     Role,
+    Subject,
 )
 from muxflow.contracts.catalogue import (
+    DEAD,
     JOBS_ACCEPTED,
     JOBS_CANCEL,
     JOBS_CANCELLED,
@@ -54,6 +56,7 @@ from muxflow.contracts.catalogue import (
     QUERY_LOGS,
     QUERY_NODES,
     REQUESTS_EVICT,
+    subject_of,
 )
 from muxflow.discovery import Access, DiscoveryError, find
 from muxflow.settings import SettingsError
@@ -140,7 +143,7 @@ class Client:
         spec = msgspec.structs.replace(spec, tenant=tenant)
         event = JobSubmit(id=uuid.uuid4().hex, spec=spec)
         handle = await self._watch(tenant, spec.name, submission_id=event.id, spec=spec)
-        with self._explained():
+        with self._using(JOBS_SUBMIT):
             await self.bus.publish(JOBS_SUBMIT, event, tenant=tenant, job=spec.name)
         return handle
 
@@ -152,7 +155,7 @@ class Client:
             raise AlreadyEnded(f"{tenant}/{name} has already {state.value}")
         event = JobCancel(id=uuid.uuid4().hex, reason=reason)
         handle = await self._watch(tenant, name, submission_id=event.id)
-        with self._explained():
+        with self._using(JOBS_CANCEL):
             await self.bus.publish(JOBS_CANCEL, event, tenant=tenant, job=name)
         return handle
 
@@ -165,7 +168,7 @@ class Client:
         """List jobs, newest first: of the client's tenant; of all for operators that have none."""
         tenant = self._tenant or (ALL_TENANTS if self.role is Role.OPERATOR else DEFAULT_TENANT)
         query = JobsQuery(states=states, limit=limit)
-        with self._explained("scheduler"):
+        with self._using(QUERY_JOBS, "scheduler"):
             reply: JobsReply = await self.bus.request(QUERY_JOBS, query, timeout_s=_ANSWER_S, tenant=tenant)
         return reply
 
@@ -173,7 +176,7 @@ class Client:
         """Everything about one job. Raises `NotFound`."""
         tenant, name = self.locate(job)
         query = JobQuery(job=name)
-        with self._explained("scheduler"):
+        with self._using(QUERY_JOB, "scheduler"):
             reply: JobReply = await self.bus.request(QUERY_JOB, query, timeout_s=_ANSWER_S, tenant=tenant)
         return reply
 
@@ -189,7 +192,7 @@ class Client:
         offset = 0
         while True:
             query = LogsQuery(job=name, attempt=attempt, offset=offset)
-            with self._explained(f"executor of node {place.node}"):
+            with self._using(QUERY_LOGS, f"executor of node {place.node}"):
                 piece: LogsReply = await self.bus.request(
                     QUERY_LOGS, query, timeout_s=_ANSWER_S, tenant=tenant, node=place.node
                 )
@@ -212,7 +215,7 @@ class Client:
 
     async def nodes(self) -> tuple[NodeSummary, ...]:
         """List nodes and what is on their GPUs. For operators and observers."""
-        with self._explained("scheduler"):
+        with self._using(QUERY_NODES, "scheduler"):
             reply: NodesReply = await self.bus.request(
                 QUERY_NODES, NodesQuery(), timeout_s=_ANSWER_S, tenant=ALL_TENANTS
             )
@@ -223,7 +226,7 @@ class Client:
     ) -> None:
         """Ask the scheduler to take offline work off a GPU: one job's, or all of it. For operators."""
         event = EvictRequest(node=node, gpu=gpu, tenant=tenant, job=job, reason=reason)
-        with self._explained():
+        with self._using(REQUESTS_EVICT):
             await self.bus.publish(REQUESTS_EVICT, event, node=node, gpu=gpu)
 
     def events(
@@ -247,16 +250,21 @@ class Client:
 
     async def dead_letters(self) -> tuple[DeadEntry, ...]:
         """List what no service could handle, oldest first. For operators."""
+        self._check(DEAD, DEAD.readers)
         return await dead_letters.read_all(self.bus)
 
     async def dead_letter(self, number: int) -> DeadEntry:
         """Give one dead letter. Raises `NotFound`. For operators."""
+        self._check(DEAD, DEAD.readers)
         return await dead_letters.read_one(self.bus, number)
 
     async def replay(self, number: int) -> DeadEntry:
         """Send a dead letter's message again to where it came from. Raises `NotFound`. For operators."""
         entry = await self.dead_letter(number)
-        with self._explained():
+        subject = subject_of(entry.letter.subject)
+        if subject is None:
+            raise ClientError(f"dead letter {number} cannot be sent again: its message is gone, or was no event")
+        with self._using(subject):
             await dead_letters.send_again(self.bus, entry)
         return entry
 
@@ -285,25 +293,28 @@ class Client:
             self._handles.pop(key, None)
 
     @contextmanager
-    def _explained(self, service: str = "server") -> Iterator[None]:
-        """Turn what the bus raises into what a client is told."""
+    def _using(self, subject: Subject, answerer: str = "server") -> Iterator[None]:
+        """Check that the role may, and turn what the bus raises into what a client is told."""
+        self._check(subject, subject.publishers)
         try:
             yield
         except Forbidden as error:
-            raise self._not_allowed(error) from None
+            raise self._not_allowed(str(error)) from None
         except QueryError as error:
             raise (NotFound(error.text) if error.code == HTTPStatus.NOT_FOUND else NoAnswer(str(error))) from None
         except (NoResponders, RequestTimeout) as error:
-            raise NoAnswer(f"the {service} does not answer: {error}") from None
+            raise NoAnswer(f"the {answerer} does not answer: {error}") from None
         except Disconnected as error:
             raise NotConnected(str(error)) from None
 
-    def _not_allowed(self, error: Forbidden) -> NotAllowed:
+    def _check(self, subject: Subject, allowed: tuple[Role, ...]) -> None:
+        if self.role is not None and self.role not in allowed:
+            raise self._not_allowed(subject.name)
+
+    def _not_allowed(self, what: str) -> NotAllowed:
         role = f"of role {self.role.value}" if self.role else "in use"
         bound = f" of tenant {self._access.tenant}" if self._access.tenant else ""
-        return NotAllowed(
-            f"the credentials {role}{bound} do not allow this ({error}); use an operator's, or the tenant's own"
-        )
+        return NotAllowed(f"the credentials {role}{bound} do not allow this: {what}; use an operator's")
 
 
 async def _probe(servers: tuple[str, ...], timeout_s: float) -> None:

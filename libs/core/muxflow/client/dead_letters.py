@@ -16,7 +16,7 @@ import msgspec
 
 from muxflow.bus import Bus, FromSequence, Message, Start
 from muxflow.bus.requests import ApiError
-from muxflow.client.errors import ClientError, NoAnswer, NotFound
+from muxflow.client.errors import NoAnswer, NotFound
 from muxflow.contracts import DeadLetter, Event, Subject
 from muxflow.contracts.catalogue import DEAD, MAX_DELIVERIES_ADVISORY
 
@@ -73,13 +73,8 @@ async def read_one(bus: Bus, number: int) -> DeadEntry:
 
 
 async def send_again(bus: Bus, entry: DeadEntry) -> None:
-    """Publish the original bytes to the original subject; replaying the same letter twice stores it once.
-
-    Raises `ClientError` when the original is gone.
-    """
+    """Publish the original bytes to the original subject; replaying a letter twice at once stores it once."""
     letter = entry.letter
-    if not letter.subject:
-        raise ClientError(f"dead letter {entry.number} cannot be sent again: its original is gone from {letter.stream}")
     headers = {name: value for name, value in letter.headers.items() if not name.lower().startswith("nats-")}
     await bus.publish_raw(letter.subject, letter.data, message_id=f"replay:{entry.number}", headers=headers)
 
