@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,9 @@ import nkeys
 import pytest
 
 from machine import LEASE_S, MUXFLOW, Machine
+from muxflow import jobfile
 from muxflow.bus.credentials import generate_seed
-from muxflow.client import Client, NotAllowed, NotFound, Rejected
+from muxflow.client import Client, NoAnswer, NotAllowed, NotFound, Rejected
 from muxflow.contracts import GpuRequest, JobSpec, JobState
 
 GIB = 2**30
@@ -44,9 +44,34 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
     return found
 
 
-def state_of(machine: Machine, name: str) -> str:
-    state: str = machine.json("status", name)["record"]["state"]
-    return state
+def connect(machine: Machine, **arguments: Any) -> Client:
+    return Client.connect(state_dir=machine.state_dir, **arguments)
+
+
+def given(machine: Machine, name: str, command: str, *, ended: bool = False) -> None:
+    """Have a job, from a client: quicker than another process."""
+
+    async def submit() -> None:
+        async with connect(machine) as client:
+            handle = await client.submit(*jobfile.parse(job(name, command)))
+            await asyncio.wait_for(handle.outcome() if ended else handle.accepted(), DEADLINE_S)
+
+    asyncio.run(submit())
+
+
+def wait_for_state(machine: Machine, name: str, state: JobState) -> None:
+    async def wait() -> None:
+        async with connect(machine) as client, asyncio.timeout(DEADLINE_S):
+            while await ask(client) is not state:
+                await asyncio.sleep(0.02)
+
+    async def ask(client: Client) -> JobState | None:
+        try:
+            return (await client.job(name)).record.state
+        except (NotFound, NoAnswer):
+            return None
+
+    asyncio.run(wait())
 
 
 # Jobs
@@ -74,7 +99,7 @@ def test_submitting_the_same_job_again_tells_how_it_ended(machine: Machine) -> N
 
 
 def test_another_job_under_the_same_name_is_rejected(machine: Machine) -> None:
-    machine.json("submit", "-", stdin=job("taken", "true"))
+    given(machine, "taken", "true")
     done = machine.run("submit", "-", stdin=job("taken", "false"))
     assert done.returncode == 1
     assert done.stdout.startswith("default/taken: rejected: ")
@@ -108,8 +133,8 @@ def test_status_says_why_a_job_does_not_run_and_how_it_came_there(machine: Machi
 
 
 def test_jobs_are_listed_newest_first_and_by_state(machine: Machine) -> None:
-    machine.json("submit", "-", "--wait", stdin=job("older", "true"))
-    machine.json("submit", "-", "--wait", stdin=job("newer", "true"))
+    given(machine, "older", "true", ended=True)
+    given(machine, "newer", "true", ended=True)
     names = [each["job"] for each in machine.json("jobs", "--state", "finished")]
     assert names.index("newer") < names.index("older")
     assert {each["state"] for each in machine.json("jobs", "--state", "finished")} == {"finished"}
@@ -120,29 +145,25 @@ def test_jobs_are_listed_newest_first_and_by_state(machine: Machine) -> None:
 
 
 def test_logs_follow_a_job_to_its_end(machine: Machine) -> None:
-    machine.json("submit", "-", stdin=job("talks", "for i in 1 2 3; do echo line $i; sleep 0.3; done"))
-    wait_until(lambda: state_of(machine, "talks") != "pending", "talks is placed")
-    done = wait_until(lambda: _followed(machine), "output of talks")
+    given(machine, "talks", "for i in 1 2 3; do echo line $i; sleep 0.3; done")
+    wait_for_state(machine, "talks", JobState.RUNNING)
+    done = machine.run("logs", "talks", "--follow").stdout
     assert done == "line 1\nline 2\nline 3\n"
     pieces = [json.loads(line) for line in machine.run("logs", "talks", "--json").stdout.splitlines()]
     assert [piece["attempt"] for piece in pieces] == [1] * len(pieces)
     assert pieces[-1]["end"] == len(done)
 
 
-def _followed(machine: Machine) -> str:
-    return machine.run("logs", "talks", "--follow").stdout
-
-
 def test_a_running_job_is_cancelled_for_good(machine: Machine) -> None:
-    machine.json("submit", "-", stdin=job("sleeps", "sleep 600"))
-    wait_until(lambda: state_of(machine, "sleeps") == "running", "sleeps runs")
+    given(machine, "sleeps", "sleep 600")
+    wait_for_state(machine, "sleeps", JobState.RUNNING)
     done = machine.run("cancel", "sleeps", "--wait", "--reason", "enough")
     assert (done.returncode, done.stdout) == (0, "default/sleeps: cancelled\n")
     assert not [command for command in machine.processes().values() if "sleep 600" in command]
 
 
 def test_a_job_that_has_ended_cannot_be_cancelled(machine: Machine) -> None:
-    machine.json("submit", "-", "--wait", stdin=job("over", "true"))
+    given(machine, "over", "true", ended=True)
     done = machine.run("cancel", "over")
     assert (done.returncode, done.stderr) == (1, "muxflow: default/over has already finished\n")
 
@@ -161,7 +182,7 @@ def test_nodes_show_their_gpus(machine: Machine) -> None:
 
 
 def test_events_tell_a_jobs_whole_way(machine: Machine) -> None:
-    machine.json("submit", "-", "--wait", stdin=job("traced", "true"))
+    given(machine, "traced", "true", ended=True)
     done = machine.run("events", "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     way = [event["kind"] for event in events if event["names"].get("job") == "traced"]
@@ -173,7 +194,7 @@ def test_events_tell_a_jobs_whole_way(machine: Machine) -> None:
 
 
 def test_a_subject_selects_events(machine: Machine) -> None:
-    machine.json("submit", "-", "--wait", stdin=job("chosen", "true"))
+    given(machine, "chosen", "true", ended=True)
     done = machine.run("events", "jobs.finished.default.chosen", "--since", "1h", "--json")
     assert [json.loads(line)["kind"] for line in done.stdout.splitlines()] == ["jobs.finished"]
     wrong = machine.run("events", "job")
@@ -183,7 +204,7 @@ def test_a_subject_selects_events(machine: Machine) -> None:
 def test_following_events_ends_quietly_with_ctrl_c(machine: Machine) -> None:
     following = machine.follow("events", "jobs.accepted", "--follow", "--since", "1s", "--json")
     try:
-        machine.json("submit", "-", stdin=job("heard", "true"))
+        given(machine, "heard", "true")
         assert following.stdout is not None
         event = json.loads(following.stdout.readline())
         while event["names"]["job"] != "heard":
@@ -293,13 +314,8 @@ def publish_plainly(machine: Machine, subject: str, payload: bytes) -> None:
 def test_a_job_from_a_bare_socket_is_run_to_its_end(machine: Machine) -> None:
     spec = {"command": ["echo", "from a bare socket"], "gpu": {"memory_bytes": GIB}}
     publish_plainly(machine, "muxflow.jobs.submit.default.bare", json.dumps({"spec": spec}).encode())
-    wait_until(lambda: machine.run("status", "bare").returncode == 0, "bare is recorded")
-    wait_until(lambda: state_of(machine, "bare") == "finished", "bare has finished")
+    wait_for_state(machine, "bare", JobState.FINISHED)
     assert machine.run("logs", "bare").stdout == "from a bare socket\n"
-
-
-def connect(machine: Machine, **arguments: Any) -> Client:
-    return Client.connect(state_dir=machine.state_dir, **arguments)
 
 
 async def test_a_client_hears_how_its_jobs_end(machine: Machine) -> None:
@@ -345,19 +361,13 @@ async def test_a_client_is_told_what_is_wrong(machine: Machine) -> None:
 
 def test_what_dies_is_started_again_and_the_work_goes_on(machine: Machine) -> None:
     for name in ("scheduler", "executor", "server"):
-        pid = next(pid for pid, command in machine.processes().items() if _is(name, command))
+        pid = machine.pid(name)
         os.kill(pid, signal.SIGKILL)
         assert machine.report("ended", name=name)["how"] == "was killed by SIGKILL"
         assert machine.report("started", name=name)["pid"] != pid
     text = job("after-all-that", "echo still here")
     wait_until(lambda: machine.run("submit", "-", stdin=text).returncode == 0, "a submission is accepted")
     assert machine.json("submit", "-", "--wait", stdin=text)[0]["state"] == "finished"
-
-
-def _is(name: str, command: str) -> bool:
-    return command.startswith((f"{sys.executable} -m muxflow_{name} ",)) or (
-        name == "server" and "nats-server" in command
-    )
 
 
 def test_a_second_machine_in_the_same_directory_is_refused(machine: Machine) -> None:
@@ -375,8 +385,8 @@ def up(state_dir: Path) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_everything_and_the_next_time_goes_on(own_machine: Machine, number: signal.Signals) -> None:
     own_machine.start("--gpu", "T4:16GiB")
-    own_machine.json("submit", "-", stdin=job("long", "sleep 600"))
-    wait_until(lambda: state_of(own_machine, "long") == "running", "long runs")
+    given(own_machine, "long", "sleep 600")
+    wait_for_state(own_machine, "long", JobState.RUNNING)
     seed = (own_machine.state_dir / "credentials/user-default.nk").read_bytes()
     own_machine.process.send_signal(number)
     own_machine.process.wait(DEADLINE_S)
@@ -389,7 +399,7 @@ def test_a_signal_ends_everything_and_the_next_time_goes_on(own_machine: Machine
     assert own_machine.ready["ports"] == before["ports"]
     assert own_machine.ready["gpus"] == before["gpus"]
     assert (own_machine.state_dir / "credentials/user-default.nk").read_bytes() == seed
-    wait_until(lambda: state_of(own_machine, "long") == "running", "long runs again")
+    wait_for_state(own_machine, "long", JobState.RUNNING)
     assert own_machine.json("status", "long")["record"]["attempt"] == 2
 
 
@@ -397,7 +407,7 @@ def test_a_second_ctrl_c_does_not_wait_for_jobs(own_machine: Machine) -> None:
     own_machine.start("--gpu", "T4:16GiB")
     stubborn = job("stubborn", "trap '' TERM; sleep 600 & wait; sleep 600", stop_grace_s=600)
     own_machine.json("submit", "-", stdin=stubborn)
-    wait_until(lambda: state_of(own_machine, "stubborn") == "running", "stubborn runs")
+    wait_for_state(own_machine, "stubborn", JobState.RUNNING)
     own_machine.process.send_signal(signal.SIGINT)
     own_machine.report("stopping", hurried=False)
     own_machine.process.send_signal(signal.SIGINT)
@@ -407,8 +417,8 @@ def test_a_second_ctrl_c_does_not_wait_for_jobs(own_machine: Machine) -> None:
 
 def test_a_killed_supervisor_leaves_nothing_after_the_lease(own_machine: Machine) -> None:
     own_machine.start("--gpu", "T4:16GiB")
-    own_machine.json("submit", "-", stdin=job("orphan", "sleep 600"))
-    wait_until(lambda: state_of(own_machine, "orphan") == "running", "orphan runs")
+    given(own_machine, "orphan", "sleep 600")
+    wait_for_state(own_machine, "orphan", JobState.RUNNING)
     own_machine.process.kill()
     own_machine.wait_gone(LEASE_S + DEADLINE_S)
 

@@ -74,6 +74,11 @@ class Machine:
         found: dict[str, Any] = json.loads(line)
         return found
 
+    def pid(self, name: str) -> int:
+        """Process id of a program as it was last told."""
+        pids = [each["pid"] for each in self.reports if each["event"] == "started" and each["name"] == name]
+        return int(pids[-1])
+
     def run(
         self, *arguments: str, stdin: str | None = None, timeout_s: float = 30.0
     ) -> subprocess.CompletedProcess[str]:

@@ -94,7 +94,7 @@ class Client:
         credentials: Path | None = None,
         state_dir: Path | None = None,
         tenant: str | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float = 3.0,
     ) -> Self:
         """Find server and credentials (see `muxflow.discovery.find`); ``async with`` connects.
 

@@ -64,7 +64,7 @@ async def read(
     history = since_s is not None
     if history and selection.role is not None and selection.role not in _HISTORIANS:
         raise NotAllowed(
-            f"the credentials of role {selection.role} do not allow to read past events: follow new ones, or use an operator's"
+            f"the credentials of role {selection.role} do not read past events: follow new ones, or use an operator's"
         )
     queue: asyncio.Queue[Received] = asyncio.Queue()
 
