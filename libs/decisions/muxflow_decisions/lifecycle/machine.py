@@ -18,6 +18,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from muxflow.contracts import (
+    ExitStatus,
     JobRecord,
     JobSpec,
     JobState,
@@ -96,6 +97,10 @@ class _Step:
         self.stimulus = stimulus
         self.now_ns = now_ns
         self.policy = policy
+
+    def on(self, **changes: Any) -> _Step:
+        """Go on from a changed record."""
+        return _Step(replace(self.record, **changes), self.stimulus, self.now_ns, self.policy)
 
     def to(self, state: JobState, reason: str, **changes: Any) -> JobRecord:
         """Make the record after a transition."""
@@ -245,36 +250,41 @@ def _evicted(step: _Step, fact: RunEvicted, placement: Placement) -> Outcome:
 
 
 def _exited(step: _Step, fact: RunExited, placement: Placement) -> Outcome:
-    record, status = step.record, fact.exit
-    how = status.describe()
-    over = {
-        "placement": None,
-        "last_exit": status,
-        "started_ns": record.started_ns or fact.started_ns,
-        "not_before_ns": 0,
-    }
+    record, status, how = step.record, fact.exit, fact.exit.describe()
+    over = step.on(
+        placement=None,
+        last_exit=status,
+        started_ns=record.started_ns or fact.started_ns,
+        **_counted(record, status),
+    )
     if status.succeeded:
-        return _left(step.to(JobState.FINISHED, f"{how} on {placement.node}", **over), placement)
-    counted, times, limit = _count(record, fact, step.policy)
+        return _left(over.to(JobState.FINISHED, f"{how} on {placement.node}"), placement)
     if record.cancel_requested:
-        return _left(step.to(JobState.CANCELLED, record.reason, **over, **counted), placement)
-    if times is None:
-        return _left(step.to(JobState.PENDING, f"back in the queue: {how}", **over, **counted), placement)
+        return _left(over.to(JobState.CANCELLED, record.reason), placement)
+    if status.stopped_by is not None:
+        return _left(over.to(JobState.PENDING, f"back in the queue: {how}"), placement)
+    return _failed(over, status, placement)
+
+
+def _counted(record: JobRecord, status: ExitStatus) -> dict[str, int]:
+    """Add to the one counter that an exit belongs to."""
+    if status.succeeded:
+        return {}
+    if status.stopped_by is not None:
+        return {"evictions": record.evictions + 1}
+    if status.lost:
+        return {"losses": record.losses + 1}
+    return {"failures": record.failures + 1}
+
+
+def _failed(step: _Step, status: ExitStatus, placement: Placement) -> Outcome:
+    record, policy, how = step.record, step.policy, status.describe()
+    times, limit = (record.losses, policy.max_losses) if status.lost else (record.failures, record.spec.retries)
     if times > limit:
-        reason = f"{how}; attempt {record.attempt} was the last one allowed"
-        return _left(step.to(JobState.FAILED, reason, **over, **counted), placement)
-    over["not_before_ns"] = at_ns = step.now_ns + delay_ns(record, times, step.policy)
-    after = step.to(JobState.PENDING, f"tried again after: {how}", **over, **counted)
+        return _left(step.to(JobState.FAILED, f"{how}; attempt {record.attempt} was the last one allowed"), placement)
+    at_ns = step.now_ns + delay_ns(record, times, policy)
+    after = step.to(JobState.PENDING, f"{how}; it will be tried again", not_before_ns=at_ns)
     return _left(after, placement, Wake(at_ns=at_ns))
-
-
-def _count(record: JobRecord, fact: RunExited, policy: RetryPolicy) -> tuple[dict[str, int], int | None, int]:
-    """Tell which counter an exit adds to, and the new count and its limit if there is one."""
-    if fact.exit.stopped_by is not None:
-        return {"evictions": record.evictions + 1}, None, 0
-    if fact.exit.lost:
-        return {"losses": record.losses + 1}, record.losses + 1, policy.max_losses
-    return {"failures": record.failures + 1}, record.failures + 1, record.spec.retries
 
 
 def _stop(step: _Step, placement: Placement, reason: str, **changes: Any) -> Outcome:
