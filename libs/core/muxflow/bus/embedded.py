@@ -77,7 +77,7 @@ def explain(log: str) -> str:
         return f"port {port[1] if port else '?'} is taken"
     if "no space left" in lowered:
         return f"the disk is full: {text}"
-    if "could not create storage directory" in lowered or "permission denied" in lowered or "read-only" in lowered:
+    if any(sign in lowered for sign in ("storage directory", "permission denied", "read-only")):
         return f"the store is not writable: {text}"
     return text
 
@@ -114,13 +114,19 @@ class EmbeddedServer:
             raise ServerError(f"{error.filename or self._log}: {error.strerror}") from None
         try:
             async with asyncio.timeout(_STARTUP_S):
-                while not await greets(self.host, self.port):
-                    if self._process.poll() is not None:
-                        raise ServerError(explain(self._log.read_text(errors="replace")))
-                    await asyncio.sleep(_LOOK_S)
+                await self._until_greeting(self._process)
         except TimeoutError:
-            await self.stop()
+            await self.kill()
             raise ServerError(f"not ready within {_STARTUP_S:g} s: {explain(self._log.read_text())}") from None
+        except BaseException:
+            await self.kill()
+            raise
+
+    async def _until_greeting(self, process: subprocess.Popen[bytes]) -> None:
+        while not await greets(self.host, self.port):
+            if process.poll() is not None:
+                raise ServerError(explain(self._log.read_text(errors="replace")))
+            await asyncio.sleep(_LOOK_S)
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it, by its pid, and wait for that; SIGKILL after ten seconds."""

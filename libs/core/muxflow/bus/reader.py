@@ -137,6 +137,8 @@ class OrderedReader:
         self._last_consumer = 0
         self._ready = False
         name, inbox = unique(), f"{self._connection.settings.inbox_prefix}.{unique()}"
+        if self._next_sequence is not None and await self._counts_anew(self._next_sequence):
+            self._next_sequence = 1
         self._interest = await self._connection.subscribe(inbox, self._receiver(self._generation))
         request = {
             "stream_name": self.stream,
@@ -162,13 +164,18 @@ class OrderedReader:
             timeout_s=self._connection.settings.publish_timeout_s,
         )
         self._heard = time.monotonic()
-        first = answer.get("delivered", {}).get("stream_seq", 0) + 1
-        if self._start != "last" and (self._next_sequence is None or first < self._next_sequence):
-            # The place where it began; earlier than asked for if the stream was emptied and counts anew.
-            self._next_sequence = first
+        if self._start != "last" and self._next_sequence is None:
+            self._next_sequence = answer.get("delivered", {}).get("stream_seq", 0) + 1
         self._ready = True
         if answer.get("num_pending", 0) == 0 and self._last_consumer == 0:
             self._caught_up.set()
+
+    async def _counts_anew(self, next_sequence: int) -> bool:
+        """Whether the stream was made anew since: one in memory does not survive its server."""
+        subject = f"$JS.API.DIRECT.GET.{self.stream}.{self.pattern}"
+        newest = await self._requests.ask(subject, b"", timeout_s=self._connection.settings.publish_timeout_s)
+        headers = newest.headers or {}
+        return "Status" in headers or int(headers["Nats-Sequence"]) < next_sequence - 1
 
     def _place(self) -> dict[str, Any]:
         if self._start == "last":

@@ -33,9 +33,9 @@ async def bus(world: World) -> AsyncIterator[Bus]:
         yield bus
 
 
-def record(job: str, **changes: int) -> JobRecord:
+def record(job: str, *, attempt: int = 0) -> JobRecord:
     spec = JobSpec(command=("true",), gpu=GpuRequest(memory_bytes=1))
-    return JobRecord(tenant="t", job=job, spec=spec, submission_id="s", submitted_ns=1, **changes)
+    return JobRecord(tenant="t", job=job, spec=spec, submission_id="s", submitted_ns=1, attempt=attempt)
 
 
 async def test_each_of_many_messages_is_told_its_own_place(bus: Bus) -> None:
