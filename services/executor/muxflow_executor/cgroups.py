@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -34,10 +35,8 @@ def attempts_cgroup(
     return parent if killable else None
 
 
-def remove(parent: Path | None) -> None:
-    """Remove the directory if no attempt is in it."""
+def leave(parent: Path | None) -> None:
+    """Remove the directory, unless an attempt is in it."""
     if parent is not None:
-        try:
+        with contextlib.suppress(OSError):
             parent.rmdir()
-        except OSError:
-            return

@@ -43,13 +43,13 @@ def _after(segments: list[tuple[int, int, Path]], base: int) -> list[tuple[int, 
 
 
 def _segments(directory: Path) -> list[tuple[int, int, Path]]:
-    """Offset, size and path of each segment, in order. The shim may drop one at any time."""
+    """Offset, size and path of each segment that holds something, in order. The shim may drop one at any time."""
     found = []
     for path in directory.glob(f"{SEGMENT}*"):
         number = path.name.removeprefix(SEGMENT)
         with contextlib.suppress(OSError):
-            if number.isdigit():
-                found.append((int(number), path.stat().st_size, path))
+            if number.isdigit() and (size := path.stat().st_size):
+                found.append((int(number), size, path))
     return sorted(found)
 
 

@@ -142,6 +142,6 @@ def _populated(cgroup: str | None) -> bool:
 
 
 def _pids() -> Iterator[int]:
-    for entry in os.scandir(_PROC):
-        if entry.name.isdigit():
-            yield int(entry.name)
+    for path in _PROC.iterdir():
+        if path.name.isdigit():
+            yield int(path.name)

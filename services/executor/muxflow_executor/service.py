@@ -39,9 +39,9 @@ from muxflow.inventory import InventoryError, load
 from muxflow.service import CannotStart, Service
 from muxflow_decisions.lease import LeaseTerms
 from muxflow_decisions.node import Decline, Forget, NodeInstruction, Start, Stop, reconcile
+from muxflow_executor import cgroups
 from muxflow_executor.answers import Answers
 from muxflow_executor.attempts import AttemptStore
-from muxflow_executor.cgroups import attempts_cgroup
 from muxflow_executor.desired import Desired
 from muxflow_executor.launch import RunnerSettings
 from muxflow_executor.metrics import ExecutorMetrics
@@ -97,6 +97,7 @@ class Executor(Service[ExecutorSettings]):
         try:
             self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _lock(self._state_dir)
+            self._cgroup = await asyncio.to_thread(cgroups.attempts_cgroup, self._state_dir)
             self._store = AttemptStore(self._state_dir)
             self._runner = ProcessRunner(self._store, self._runner_settings(), on_change=self._wake.set)
             await self._runner.open()
@@ -128,6 +129,7 @@ class Executor(Service[ExecutorSettings]):
             await self._drain()
         await self._runner.close()
         await self._outbox.close()
+        cgroups.leave(self._cgroup)
         self._lock.close()
 
     async def _drain(self) -> None:
@@ -292,7 +294,7 @@ class Executor(Service[ExecutorSettings]):
             node=self._node,
             state_dir=self._state_dir.resolve(),
             secrets_dir=Path(section.secrets_dir) if section.secrets_dir is not None else None,
-            cgroup=attempts_cgroup(self._state_dir),
+            cgroup=self._cgroup,
             lease_s=leases.node_s,
             lease_grace_s=leases.node_grace_s,
             log_bytes=section.log_bytes,
