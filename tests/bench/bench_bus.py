@@ -25,6 +25,8 @@ from pathlib import Path
 
 import msgspec
 import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
@@ -71,7 +73,7 @@ async def windowed(count: int, send: Callable[[int], Awaitable[object]], window:
     return count / (time.perf_counter() - begun)
 
 
-async def bare_client(world: World, role: Role, bound_to: str | None = None) -> nats.NATS:
+async def bare_client(world: World, role: Role, bound_to: str | None = None) -> Client:
     principal = Principal(role=role, bound_to=bound_to)
     return await nats.connect(
         world.urls[0],
@@ -221,12 +223,12 @@ async def telemetry(world: World, messages: int) -> dict[str, float]:
         client = await bare_client(world, Role.OBSERVER)
         decoder = msgspec.json.Decoder(NodeTelemetry)
 
-        async def take(msg: nats.aio.msg.Msg) -> None:
+        async def take(msg: Msg) -> None:
             tally.take(decoder.decode(msg.data))
 
         await client.subscribe("muxflow.telemetry.*", cb=take, pending_msgs_limit=0, pending_bytes_limit=0)
         await client.flush()
-        return client.close
+        return client.close  # type: ignore[no-any-return]  # nats-py has no types for it
 
     async def measure(subscribe: Callable[[Tally], Awaitable[Callable[[], Awaitable[None]]]]) -> float:
         tally = Tally(messages)

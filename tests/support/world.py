@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -179,9 +180,14 @@ class World:
         return self.root / f"{node}-state"
 
     def shims(self, node: str) -> list[int]:
-        """Process ids of the shims that run on a node."""
-        mark = str(self.state_dir(node)).encode()
-        return [pid for pid, command in _processes() if mark in command and b"shim" in command]
+        """Process ids of the shims that have an attempt on a node."""
+        found = []
+        for attempt in (self.state_dir(node) / "attempts").glob("*"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                shim = json.loads((attempt / "shim.json").read_bytes())
+                if not (attempt / "exit.json").exists() and Path(f"/proc/{shim['pid']}").exists():
+                    found.append(int(shim["pid"]))
+        return found
 
     def _bus_env(self, principal: Principal, urls: Iterable[str]) -> dict[str, str]:
         settings = self.settings(principal, urls)

@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 
-from muxflow.bus import Bus
+from muxflow.bus import Bus, BusError
 from muxflow.contracts import LeaderLease
 from muxflow.contracts.catalogue import BUCKET_LEADER, QUERY_JOB, QUERY_JOBS, QUERY_NODES
 from muxflow.health import Health
@@ -60,29 +60,36 @@ class Scheduler(Service[SchedulerSettings]):
             await self._lead(number)
 
     async def _lead(self, number: int) -> None:
-        """Lead one term until the lease is lost or the term fails."""
+        """Lead one term until the lease is lost or the term fails for a reason that another term may not have."""
         term = Term(self.bus, self.settings, number, self._metrics)
+        reigning = asyncio.ensure_future(self._reign(term))
         lost = asyncio.ensure_future(self._lease.lost.wait())
         try:
-            await term.open()
-            answers = Answers(term)
-            responder = await self.bus.serve(
-                "muxflow-scheduler",
-                "1.0.0",
-                {QUERY_JOBS: answers.jobs, QUERY_JOB: answers.job, QUERY_NODES: answers.nodes},
-            )
-            self._metrics.leading.set(1)
-            try:
-                await asyncio.wait((lost, term.failed), return_when=asyncio.FIRST_COMPLETED)
-                if term.failed.done():
-                    term.failed.result()
-                self.log.warning("lead lost: the lease ended", term=number)
-            finally:
-                await responder.stop()
-        except Superseded as error:
+            await asyncio.wait((reigning, lost), return_when=asyncio.FIRST_COMPLETED)
+            if reigning.done():
+                reigning.result()
+            self.log.warning("lead lost: the lease ended", term=number)
+        except (Superseded, BusError) as error:
             self.log.warning("lead lost", term=number, reason=str(error))
         finally:
             self._metrics.leading.set(0)
-            lost.cancel()
+            for task in (reigning, lost):
+                task.cancel()
+            await asyncio.wait((reigning, lost))
             await term.close()
             await self._lease.release()
+
+    async def _reign(self, term: Term) -> None:
+        """Take over, then answer questions until the term fails; raises why."""
+        await term.open()
+        answers = Answers(term)
+        responder = await self.bus.serve(
+            "muxflow-scheduler",
+            "1.0.0",
+            {QUERY_JOBS: answers.jobs, QUERY_JOB: answers.job, QUERY_NODES: answers.nodes},
+        )
+        self._metrics.leading.set(1)
+        try:
+            await term.failed
+        finally:
+            await responder.stop()

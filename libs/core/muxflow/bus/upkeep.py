@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
 
+from muxflow.bus.errors import BusError, RequestTimeout
 from muxflow.contracts import Subject
 
 if TYPE_CHECKING:
     from muxflow.bus.bus import Bus
 
-_API_TIMEOUT_S: Final = 30.0
+_TRY_S: Final = 2.0
+_DEADLINE_S: Final = 30.0
+_PAUSE_S: Final = 0.1
 
 
 async def subjects_in(bus: Bus, subject: Subject) -> set[str]:
     """List the concrete subjects of this kind that have a stored message.
 
-    Raises `muxflow.bus.requests.ApiError` and what a request raises.
+    Raises `BusError` when there was no answer within 30 s.
     """
     found: set[str] = set()
     while True:
-        answer = await bus.requests.api(
-            f"STREAM.INFO.{subject.stream}",
-            {"subjects_filter": subject.pattern(), "offset": len(found)},
-            timeout_s=_API_TIMEOUT_S,
+        answer = await _ask(
+            bus, f"STREAM.INFO.{subject.stream}", {"subjects_filter": subject.pattern(), "offset": len(found)}
         )
         page = answer["state"].get("subjects") or {}
         found |= page.keys()
@@ -32,5 +35,19 @@ async def subjects_in(bus: Bus, subject: Subject) -> set[str]:
 
 async def purge(bus: Bus, stream: str, pattern: str) -> int:
     """Delete every message of a stream whose subject matches; returns how many."""
-    answer = await bus.requests.api(f"STREAM.PURGE.{stream}", {"filter": pattern}, timeout_s=_API_TIMEOUT_S)
+    answer = await _ask(bus, f"STREAM.PURGE.{stream}", {"filter": pattern})
     return int(answer["purged"])
+
+
+async def _ask(bus: Bus, subject: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Ask again while a cluster elects: a stream without a leader does not answer at all."""
+    until = time.monotonic() + _DEADLINE_S
+    while True:
+        await bus.connection.wait_connected()
+        try:
+            return await bus.requests.api(subject, request, timeout_s=_TRY_S)
+        except BusError as error:
+            if time.monotonic() > until:
+                raise
+            if not isinstance(error, RequestTimeout):
+                await asyncio.sleep(_PAUSE_S)

@@ -74,8 +74,11 @@ class Durable(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: Role
     filters: tuple[str, ...]
-    ack_wait_s: float = 30
-    max_deliver: int = 20
+    ack_wait_s: float = 3
+    """What a killed service had in hand comes again after this long. Handlers that take longer signal progress."""
+    max_deliver: int = 200
+    """Deliveries before a message becomes a dead letter. Generous, because a service that is killed again and again for
+    another reason uses them up as well."""
     max_ack_pending: int = 4096
 
 
