@@ -228,7 +228,7 @@ async def telemetry(world: World, messages: int) -> dict[str, float]:
 
         await client.subscribe("muxflow.telemetry.*", cb=take, pending_msgs_limit=0, pending_bytes_limit=0)
         await client.flush()
-        return client.close  # type: ignore[no-any-return]  # nats-py has no types for it
+        return client.close
 
     async def measure(subscribe: Callable[[Tally], Awaitable[Callable[[], Awaitable[None]]]]) -> float:
         tally = Tally(messages)
