@@ -127,7 +127,6 @@ class ProcessRunner:
                 return
             run.watch(shim.pid)
             run.begun.set()
-            self._spawn(asyncio.to_thread(self._launcher.refill))
             await self._follow(run, directory, shim)
 
     async def _refuse(self, run: Run, cause: StopCause, reason: str) -> None:
@@ -204,6 +203,7 @@ class ProcessRunner:
         if shim is not None:
             await readable(shim.started_fd)
             os.close(shim.started_fd)
+            self._spawn(asyncio.to_thread(self._launcher.refill))  # not before: it takes a core for some milliseconds
         else:
             await self._until_started(run, directory)
         run.started = directory.started()

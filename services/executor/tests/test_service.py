@@ -288,3 +288,15 @@ async def test_bad_inventory_is_one_line_that_names_file_and_field(decider: Deci
     assert len(lines) == 1
     assert f"{inventory}: gpu[0].memory" in lines[0]
     inventory.unlink()
+
+
+async def test_state_directory_that_cannot_be_used_is_one_line_that_names_it(decider: Decider, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    env = {**decider.executor()._env, "MUXFLOW_EXECUTOR__STATE_DIR": str(tmp_path / "file" / "state")}
+    service = Service("unlucky", "muxflow_executor", env, tmp_path / "unlucky.log")
+    service.start()
+    await until(lambda: not service.running)
+    lines = [line for line in service.log.read_text().splitlines() if '"error"' in line]
+    assert len(lines) == 1
+    assert f"{tmp_path}/file/state" in lines[0]
+    assert "Not a directory" in lines[0]

@@ -8,7 +8,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
-from muxflow_executor.shim.descendants import die_with_parent, join_cgroup, make_cgroup
+from muxflow_executor.shim.descendants import die_with_parent, fork_into, make_cgroup
 
 if TYPE_CHECKING:
     from typing import Any
@@ -20,7 +20,7 @@ def start(order: dict[str, Any], environment: dict[bytes, bytes], output: Output
     """Start the program; give back its pid, and in words what went wrong if it could not be started."""
     make_cgroup(order["cgroup"])
     failed_read, failed_write = os.pipe()
-    pid = os.fork()
+    pid = fork_into(order["cgroup"])
     if pid == 0:
         _become_program(order, environment, output.write_end, failed_write)
     os.close(failed_write)
@@ -42,7 +42,6 @@ def _become_program(order: dict[str, Any], environment: dict[bytes, bytes], outp
         die_with_parent()
         if os.getppid() != order["shim_pid"]:  # the shim died before the kernel knew our wish
             os._exit(127)
-        join_cgroup(order["cgroup"])
         os.dup2(output_fd, 1)
         os.dup2(output_fd, 2)
         for number in range(1, signal.NSIG):  # what is ignored would stay so through exec, Python's SIGPIPE too
