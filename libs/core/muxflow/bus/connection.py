@@ -13,7 +13,7 @@ import inspect
 import itertools
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as ClientSubscription
-from nats.errors import Error as NatsError
 
 from muxflow.bus.errors import Disconnected, Forbidden
 from muxflow.bus.settings import BusSettings
@@ -64,8 +63,8 @@ class Interest:
         now, self._now = self._now, None
         if now is None or not self._connection.connected:
             return
-        with contextlib.suppress(Exception):
-            await (now.drain() if drain else now.unsubscribe())  # type: ignore[no-untyped-call]
+        ending = now.drain() if drain else now.unsubscribe()  # type: ignore[no-untyped-call]
+        await self._connection.unless_lost(ending)
 
 
 class Connection:
@@ -142,13 +141,23 @@ class Connection:
     async def subscribe_confirmed(self, subject: str, callback: MessageCallback) -> Interest:
         """Subscribe, and hear whether it is allowed, if there is a connection now. Raises `Forbidden`."""
         interest = await self.subscribe(subject, callback)
-        with contextlib.suppress(Disconnected, OSError, NatsError):
+        with contextlib.suppress(Disconnected):
             for _ in range(2):  # the client's first PING overtakes what it has not written yet
-                await self.client.flush()
+                await self.unless_lost(self.client.flush())
         if interest.refused:
             await interest.stop()
             raise Forbidden(0, f"these credentials may not subscribe to {subject}")
         return interest
+
+    async def unless_lost(self, exchange: Coroutine[Any, Any, object]) -> None:
+        """Wait for an exchange with the server, but no longer than the connection lasts; its errors do not matter."""
+        work, lost = asyncio.ensure_future(exchange), asyncio.ensure_future(self._lost.wait())
+        try:
+            await asyncio.wait((work, lost), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+            lost.cancel()
+            await asyncio.gather(work, lost, return_exceptions=True)
 
     async def send(self, subject: str, data: bytes, *, reply: str = "", headers: dict[str, str] | None = None) -> None:
         """Send without waiting for anything; `Disconnected` if there is no connection."""

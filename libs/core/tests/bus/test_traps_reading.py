@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
+import pytest
 
 from muxflow.bus import Bus, Entry, FromSequence, FromTime, Message, RawMessage, Removal
 from muxflow.bus.provision import provision
@@ -16,7 +17,14 @@ from muxflow.contracts import (
     NodeTelemetry,
 )
 from muxflow.contracts.catalogue import BUCKET_LEADER, DECISIONS, TELEMETRY
-from muxflow.testing import TestServer
+from muxflow.testing import TestServer, running_server
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[TestServer]:
+    """One whose leader bucket keeps its keys for as long as a test may take."""
+    async with running_server(ttl_s={"leader": 300}) as running:
+        yield running
 
 
 def decision(generation: int, gpu: str = "g") -> GpuDecision:
@@ -141,7 +149,7 @@ async def test_a_memory_stream_that_counts_anew_after_a_restart_is_read_on(bus: 
     before = len(got)
     await server.kill()
     await server.start()
-    await provision(bus)  # the stream itself was in memory too
+    await provision(bus, ttl_s={"leader": 300})  # the stream itself was in memory too
     await bus.publish(TELEMETRY, NodeTelemetry(node="n", gpus=()), node="n", deadline_s=10)
     await until(lambda: len(got) > before)
     assert got[-1] == 1
@@ -217,6 +225,7 @@ async def test_a_watcher_sees_changes_and_deletions_over_a_restart(bus: Bus, ser
     reader = bucket.watch(changes.append)
     await asyncio.wait_for(reader.caught_up(), 5)
     revision = await bucket.create("k", _lease(1))
+    await until(lambda: len(changes) == 1)
     await server.kill()
     await server.start()
     revision = await bucket.update("k", _lease(2), last=revision)
