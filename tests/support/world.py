@@ -204,10 +204,11 @@ class World:
         return service
 
     async def stop(self) -> None:
-        for service in self.services.values():
+        for service in self.services.values():  # in threads: the proxies live in this loop
             with contextlib.suppress(subprocess.TimeoutExpired):
-                service.kill(signal.SIGINT if service.name in self.nodes else signal.SIGTERM)
-            service.kill()
+                stop = signal.SIGINT if service.name in self.nodes else signal.SIGTERM
+                await asyncio.to_thread(service.kill, stop)
+            await asyncio.to_thread(service.kill)
         for proxy in self.proxies.values():
             await proxy.stop()
         for server in self.servers:
