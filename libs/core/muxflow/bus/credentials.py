@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import nkeys
 
-from muxflow.bus.permissions import inbox_prefix
-from muxflow.contracts import Role, encode_token
+from muxflow.bus.permissions import inbox_prefix, permissions
+from muxflow.contracts import Role, decode_token, encode_token
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +18,14 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Role
     bound_to: str | None = None
+
+    @classmethod
+    def named(cls, name: str) -> Principal:
+        """Give the principal of this `name`. ValueError if it is none."""
+        role, dash, token = name.partition("-")
+        principal = cls(role=Role(role), bound_to=decode_token(token) if dash else None)
+        permissions(principal.role, principal.bound_to)
+        return principal
 
     @property
     def name(self) -> str:

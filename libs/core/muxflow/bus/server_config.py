@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from muxflow.bus.accounts import MAIN, account_of, isolated, shared_with
 from muxflow.bus.credentials import Principal
 from muxflow.bus.permissions import Permissions, permissions
 from muxflow.contracts import Role
@@ -61,6 +62,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 def render(server: Server, users: Mapping[Principal, str], *, includes: str | None = None) -> str:
     """Write a server's configuration. `users` are principals and their public keys; none lets everybody in.
 
+    Those of `muxflow.bus.accounts.ISOLATED` roles get an account each, all others are in the main one, as JetStream is.
     With `includes`, permissions are not written out but included from that folder, one file per principal.
     """
     parts = [
@@ -81,9 +83,7 @@ def render(server: Server, users: Mapping[Principal, str], *, includes: str | No
         *_cluster(server.cluster),
     ]
     if users:
-        parts += ["authorization {", "  timeout: 5", "  users: ["]
-        parts += [_user(principal, key, includes) for principal, key in users.items()]
-        parts += ["  ]", "}"]
+        parts += ["authorization {timeout: 5}", "accounts {", *_accounts(users, includes), "}"]
     return "\n".join(parts) + "\n"
 
 
@@ -97,11 +97,46 @@ def render_permissions(allowed: Permissions) -> str:
     return "".join(lines)
 
 
+def _accounts(users: Mapping[Principal, str], includes: str | None) -> Iterator[str]:
+    outside = isolated(users)
+    yield f"  {_quote(MAIN)} {{"
+    yield "    jetstream: enabled"
+    if outside:
+        yield "    exports: ["
+        yield from (line for principal in outside for line in _exports(principal))
+        yield "    ]"
+    yield "    users: ["
+    yield from (_user(principal, key, includes) for principal, key in users.items() if principal not in outside)
+    yield "    ]"
+    yield "  }"
+    for principal in outside:
+        yield f"  {_quote(account_of(principal))} {{"
+        yield "    imports: ["
+        yield from _imports(principal)
+        yield "    ]"
+        yield "    users: ["
+        yield _user(principal, users[principal], includes)
+        yield "    ]"
+        yield "  }"
+
+
+def _exports(principal: Principal) -> Iterator[str]:
+    shared, to = shared_with(principal), _quote(account_of(principal))
+    yield from (f"      {{service: {_quote(pattern)}, accounts: [{to}]}}" for pattern in shared.services)
+    yield from (f"      {{stream: {_quote(pattern)}, accounts: [{to}]}}" for pattern in shared.streams)
+
+
+def _imports(principal: Principal) -> Iterator[str]:
+    shared, main = shared_with(principal), _quote(MAIN)
+    yield from (f"      {{service: {{account: {main}, subject: {_quote(name)}}}}}" for name in shared.services)
+    yield from (f"      {{stream: {{account: {main}, subject: {_quote(name)}}}}}" for name in shared.streams)
+
+
 def _user(principal: Principal, key: str, includes: str | None) -> str:
     if includes is not None:
-        return f"    {{nkey: {key}\n      include {_quote(f'{includes}/{principal.name}.conf')}\n    }}"
+        return f"      {{nkey: {key}\n        include {_quote(f'{includes}/{principal.name}.conf')}\n      }}"
     text = render_permissions(permissions(principal.role, principal.bound_to))
-    return f"    # {principal.name}\n    {{nkey: {key}\n{_indent(text, 6)}    }}"
+    return f"      # {principal.name}\n      {{nkey: {key}\n{_indent(text, 8)}      }}"
 
 
 def _tls(tls: Tls | None) -> list[str]:
@@ -159,16 +194,16 @@ _EXAMPLE_STORE: Final = "/var/lib/muxflow/nats"
 _CLUSTER_HOSTS: Final = {"a": "nats-a.example", "b": "nats-b.example", "c": "nats-c.example"}
 
 
-def example_files() -> dict[str, str]:
+def example_files(principals: Iterable[Principal] = _EXAMPLE_PRINCIPALS) -> dict[str, str]:
     """Make the examples in infra/nats: file name to text. Public keys are placeholders to be replaced."""
-    keys = {principal: f"REPLACE_WITH_PUBLIC_KEY_OF_{principal.name}" for principal in _EXAMPLE_PRINCIPALS}
+    keys = {principal: f"REPLACE_WITH_PUBLIC_KEY_OF_{principal.name}" for principal in principals}
     single = Server(name="muxflow", host="0.0.0.0", store_dir=_EXAMPLE_STORE, tls=_EXAMPLE_TLS)  # noqa: S104
     files = {"single.conf.example": _GENERATED + render(single, keys, includes="permissions")}
     for letter, host in _CLUSTER_HOSTS.items():
         files[f"cluster-{letter}.conf.example"] = _GENERATED + render(
             _cluster_member(letter, host), keys, includes="permissions"
         )
-    for principal in _EXAMPLE_PRINCIPALS:
+    for principal in keys:
         text = render_permissions(permissions(principal.role, principal.bound_to))
         files[f"permissions/{principal.name}.conf"] = _GENERATED + text
     return files
@@ -199,7 +234,15 @@ def main(arguments: Iterable[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="muxflow.bus.server_config", description=__doc__)
     parser.add_argument("--write", metavar="FOLDER", type=Path, required=True)
-    write(parser.parse_args(None if arguments is None else list(arguments)).write, example_files())
+    parser.add_argument(
+        "principals",
+        nargs="*",
+        type=Principal.named,
+        default=_EXAMPLE_PRINCIPALS,
+        help="everybody who is to be let in, such as scheduler, user-default, node-n=2E1",
+    )
+    asked = parser.parse_args(None if arguments is None else list(arguments))
+    write(asked.write, example_files(asked.principals))
 
 
 if __name__ == "__main__":
