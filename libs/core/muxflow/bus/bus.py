@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import time
 import uuid
-import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
@@ -37,9 +36,11 @@ class Subscription:
 
     def __init__(self, interest: Interest) -> None:
         self._interest = interest
+        self.stopped = False
 
     async def stop(self) -> None:
         """Unsubscribe after handling what has arrived."""
+        self.stopped = True
         await self._interest.stop(drain=True)
 
 
@@ -53,7 +54,7 @@ class Bus:
         self.connection = Connection(settings, name=source)
         self.requests = Requests(self.connection)
         self._publisher = Publisher(self.connection, self.requests)
-        self._open: weakref.WeakSet[Consumer | Reader | queries.Responder | Subscription] = weakref.WeakSet()
+        self._open: list[Consumer | Reader | queries.Responder | Subscription] = []
 
     @classmethod
     async def connect(cls, settings: BusSettings, *, source: str, wait: bool = True) -> Bus:
@@ -71,8 +72,8 @@ class Bus:
 
     async def close(self) -> None:
         """Stop consumers and readers, let handlers finish, flush, disconnect."""
-        for opened in tuple(self._open):
-            await opened.stop()
+        while self._open:
+            await self._open.pop().stop()
         await self.connection.close()
 
     async def __aenter__(self) -> Self:
@@ -158,7 +159,7 @@ class Bus:
         """
         consumer = Consumer(self, durable, handlers, on_invalid=on_invalid, concurrency=concurrency)
         await consumer.start()
-        self._open.add(consumer)
+        self._remember(consumer)
         return consumer
 
     async def read(
@@ -194,7 +195,7 @@ class Bus:
         for part in parts:
             part.open()
         reader = Reader(parts, on_caught_up=on_caught_up)
-        self._open.add(reader)
+        self._remember(reader)
         return reader
 
     async def subscribe(
@@ -293,12 +294,17 @@ class Bus:
             self.connection, name, version, endpoints, bindings=bindings or {}, completed=self.completed
         )
         await responder.start()
-        self._open.add(responder)
+        self._remember(responder)
         return responder
+
+    def _remember(self, opened: Consumer | Reader | queries.Responder | Subscription) -> None:
+        """Have it stopped by `close`, unless somebody does so before."""
+        self._open = [other for other in self._open if not other.stopped]
+        self._open.append(opened)
 
     async def _subscribed(self, pattern: str, receive: Callable[[Msg], Awaitable[None]]) -> Subscription:
         subscription = Subscription(await self.connection.subscribe_confirmed(pattern, receive))
-        self._open.add(subscription)
+        self._remember(subscription)
         return subscription
 
 

@@ -24,6 +24,7 @@ from nats.aio.subscription import Subscription as ClientSubscription
 
 from muxflow.bus.errors import Disconnected, Forbidden
 from muxflow.bus.settings import BusSettings
+from muxflow.bus.tasks import end
 
 log = structlog.get_logger("muxflow.bus")
 
@@ -170,10 +171,7 @@ class Connection:
         """Let what arrived be handled, flush, and end."""
         self._ended.set()
         self._connected.set()
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+        await end(self._supervisor)
         client, self._client = self._client, None
         if client is not None and client.is_connected:
             with contextlib.suppress(Exception):
@@ -260,7 +258,8 @@ class Connection:
         checked = time.monotonic()
         while client.is_connected:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):
+                    await self._lost.wait()
             if self._lost.is_set() or time.monotonic() - checked < settings.ping_interval_s:
                 continue
             checked = time.monotonic()

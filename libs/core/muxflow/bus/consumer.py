@@ -22,6 +22,7 @@ from muxflow.bus.dead_letters import bury
 from muxflow.bus.errors import Disconnected, PublishRefused, Retry, Undeliverable
 from muxflow.bus.message import Handler, Message, RawMessage, parse_ack_subject
 from muxflow.bus.pull import Puller
+from muxflow.bus.tasks import end
 from muxflow.contracts import SUBJECTS, Durable, Event, Subject
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Consumer:
         """Messages that wait for the one before them, by what they are about."""
         self._running: set[asyncio.Task[None]] = set()
         self._pending = 0
-        self._stopping = False
+        self.stopped = False
         self._signaller: asyncio.Task[None] | None = None
         self._puller = Puller(
             bus.connection,
@@ -111,9 +112,9 @@ class Consumer:
 
         One that takes longer than `patience_s`, because the bus is away perhaps, is cancelled: its message comes again.
         """
-        if self._stopping:
+        if self.stopped:
             return
-        self._stopping = True
+        self.stopped = True
         await self._puller.stop()
         for line in self._lines.values():
             for held, _ in line:
@@ -122,16 +123,12 @@ class Consumer:
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=patience_s)
             for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-        if self._signaller is not None:
-            self._signaller.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._signaller
+                await end(task)
+        await end(self._signaller)
 
     def _delivered(self, msg: Msg) -> None:
         delivery = parse_ack_subject(msg.reply)
-        if delivery is None or self._stopping:
+        if delivery is None or self.stopped:
             return
         self._pending = delivery.pending
         again = self._in_hand.get(delivery.stream_sequence)

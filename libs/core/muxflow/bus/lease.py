@@ -13,6 +13,7 @@ import structlog
 
 from muxflow.bus.errors import BusError, KeyExists, PublishRefused
 from muxflow.bus.key_value import KeyValue
+from muxflow.bus.tasks import end
 
 log = structlog.get_logger("muxflow.bus")
 
@@ -80,10 +81,7 @@ class Lease:
     async def release(self) -> None:
         """Give the lease up at once, so that nobody has to wait for its end."""
         held, self._until = self.held, 0.0
-        if self._renewer is not None:
-            self._renewer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._renewer
+        await end(self._renewer)
         if held:
             with contextlib.suppress(BusError):
                 await self._bucket.delete(self._key, last=self._revision, deadline_s=1.0)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 
 from muxflow.bus.errors import BusError, Forbidden, OutboxFull, PublishRefused, StreamFull
+from muxflow.bus.tasks import end
 from muxflow.contracts import Event, Subject, complete, encode
 
 if TYPE_CHECKING:
@@ -119,10 +120,7 @@ class Outbox:
 
     async def close(self) -> None:
         """Stop; what has not been acked stays on disk."""
-        if self._drainer is not None:
-            self._drainer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._drainer
+        await end(self._drainer)
         self._jobs.put(None)
         if self._writer is not None:
             await asyncio.to_thread(self._writer.join)

@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from muxflow.bus.connection import Connection, Interest
 from muxflow.bus.errors import Disconnected
 from muxflow.bus.requests import unique
+from muxflow.bus.tasks import end
 
 log = structlog.get_logger("muxflow.bus")
 
@@ -69,10 +70,7 @@ class Puller:
         if self._forget_state is not None:
             self._forget_state()
             self._forget_state = None
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+        await end(self._keeper)
         if self._interest is not None:
             await self._interest.stop()
 
@@ -95,7 +93,8 @@ class Puller:
                 with contextlib.suppress(Disconnected):
                     await self._ask(self._room())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _HEARTBEAT_S / 2)
+                async with asyncio.timeout(_HEARTBEAT_S / 2):
+                    await self._wake.wait()
 
     def _queued(self) -> bool:
         return self._interest is not None and self._interest.queued > 0

@@ -55,6 +55,7 @@ class Responder:
         bindings: Mapping[str, str],
         completed: Callable[[Event], Event],
     ) -> None:
+        self.stopped = False
         self._connection = connection
         self._completed = completed
         self._config = ServiceConfig(name=name, version=version)
@@ -73,6 +74,7 @@ class Responder:
 
     async def stop(self) -> None:
         """Take no more questions, finish those that are being answered."""
+        self.stopped = True
         if self._forget_state is not None:
             self._forget_state()
             self._forget_state = None

@@ -21,6 +21,7 @@ from muxflow.bus.connection import Connection, Interest
 from muxflow.bus.errors import BusError, Disconnected
 from muxflow.bus.message import Delivery, parse_ack_subject
 from muxflow.bus.requests import Requests, unique
+from muxflow.bus.tasks import end
 
 log = structlog.get_logger("muxflow.bus")
 
@@ -97,10 +98,7 @@ class OrderedReader:
             self._forget_state()
             self._forget_state = None
         self._generation += 1
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+        await end(self._keeper)
         if self._interest is not None:
             await self._interest.stop()  # the server drops a consumer whose listener is gone
 
@@ -124,7 +122,8 @@ class OrderedReader:
     async def _until_broken(self) -> None:
         while not self._renew.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._renew.wait(), _HEARTBEAT_S / 2)
+                async with asyncio.timeout(_HEARTBEAT_S / 2):
+                    await self._renew.wait()
             quiet = self._interest is not None and not self._interest.queued and not self._busy
             if quiet and time.monotonic() - self._heard > _SILENCE_S:
                 return
@@ -256,6 +255,7 @@ class Reader:
     """One or more filters that are read together."""
 
     def __init__(self, parts: list[OrderedReader], *, on_caught_up: Callable[[], object] | None = None) -> None:
+        self.stopped = False
         self._parts = parts
         self._teller: asyncio.Task[None] | None = None
         if on_caught_up is not None:
@@ -267,8 +267,8 @@ class Reader:
 
     async def stop(self) -> None:
         """End; nothing more is handled afterwards."""
-        if self._teller is not None:
-            self._teller.cancel()
+        self.stopped = True
+        await end(self._teller)
         await asyncio.gather(*(part.stop() for part in self._parts))
 
     async def _tell(self, on_caught_up: Callable[[], object]) -> None:

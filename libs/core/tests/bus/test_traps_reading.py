@@ -142,17 +142,16 @@ async def test_a_reader_of_everything_misses_nothing_and_repeats_nothing_over_re
 
 async def test_a_memory_stream_that_counts_anew_after_a_restart_is_read_on(bus: Bus, server: TestServer) -> None:
     got: list[int | None] = []
-    await bus.read(TELEMETRY, lambda message: got.append(message.stream_sequence), start="new")
+    reader = await bus.read(TELEMETRY, lambda message: got.append(message.stream_sequence), start="new")
+    await asyncio.wait_for(reader.caught_up(), 5)
     for _ in range(5):
         await bus.publish(TELEMETRY, NodeTelemetry(node="n", gpus=()), node="n")
-    await until(lambda: len(got) >= 1)
-    before = len(got)
+    await until(lambda: got == [1, 2, 3, 4, 5])
     await server.kill()
     await server.start()
     await provision(bus, ttl_s={"leader": 300})  # the stream itself was in memory too
     await bus.publish(TELEMETRY, NodeTelemetry(node="n", gpus=()), node="n", deadline_s=10)
-    await until(lambda: len(got) > before)
-    assert got[-1] == 1
+    await until(lambda: got == [1, 2, 3, 4, 5, 1])
 
 
 async def test_a_large_backlog_is_read_completely(bus: Bus) -> None:
