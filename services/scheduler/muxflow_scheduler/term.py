@@ -266,12 +266,16 @@ class Term:
             self.waiting.pop(key, None)
 
     async def _follow_up(self, key: JobKey, outcome: Outcome) -> None:
-        """Carry out instructions, after the record they follow from is committed."""
+        """Carry out instructions, after the record they follow from is committed.
+
+        Users are told last: a freed GPU does not wait for that.
+        """
         await self.ledger.settled(key)
+        events = []
         for instruction in outcome.instructions:
             match instruction:
                 case Announce():
-                    await self._announce(instruction.event)
+                    events.append(instruction.event)
                 case Decide():
                     self.desired.change(GpuKey(instruction.node, instruction.gpu), instruction.cause)
                     self._request_placement()
@@ -282,6 +286,8 @@ class Term:
                     log.debug("nothing to do", tenant=key[0], job=key[1], reason=instruction.reason)
                 case _:
                     assert_never(instruction)
+        for event in events:
+            await self._announce(event)
 
     def _request_placement(self) -> None:
         """Have `_place` run soon, once for all who asked meanwhile."""
