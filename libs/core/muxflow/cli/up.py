@@ -129,6 +129,10 @@ def _tell(report: Report) -> None:
         case reports.Ended():
             words = f" ({report.last_words})" if report.last_words else ""
             output.line(f"{report.name} {report.how}{words}; starting it again in {duration(report.restart_in_s)}")
+        case reports.Stuck():
+            output.line(f"{report.name} cannot work: {report.reason}; free some space, then it goes on by itself")
+        case reports.Restarting():
+            output.line(f"starting {report.name} again: {report.reason}")
         case reports.Waiting():
             output.line("still waiting: " + "; ".join(f"{name}: {why}" for name, why in report.reasons.items()))
         case reports.Ready():

@@ -11,9 +11,10 @@ from muxflow import inventory, toml
 from muxflow.contracts import Gpu
 from muxflow.discovery import ConnectionFile, Credentials
 from muxflow.settings import LeaseSettings, Settings, load
-from muxflow.supervisor import server
+from muxflow.supervisor import server, storage
 from muxflow.supervisor.processes import free_port
 from muxflow.supervisor.state import StateDirectory, write_private
+from muxflow.supervisor.storage import Storage
 
 _HEADER: Final = "# Written by `muxflow up` at each start; --set section.key=value changes it.\n\n"
 
@@ -41,6 +42,9 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     gpus: tuple[Gpu, ...]
     port: int
+    monitor_port: int
+    """Where the server tells how it is, on loopback."""
+    store: Storage
     credentials: tuple[Credentials, ...]
     lease: LeaseSettings
     http_ports: dict[str, int]
@@ -59,19 +63,32 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 def install(plan: Plan, state: StateDirectory) -> Installation:
     """Write everything; keys, ports and GPUs of the last time are kept.
 
-    Raises `InstallationError`, `InventoryError`, `SettingsError`, and OSError when a file cannot be written.
+    Raises `InstallationError`, `InventoryError`, `SettingsError`, `StorageError`, and OSError when a file cannot be
+    written.
     """
     gpus = _gpus(plan, state)
     before = state.read_connection()
     port = _port(plan, before)
     write_private(state.settings, (_HEADER + toml.dump(_settings(plan, state, port))).encode())
     settings = load(Settings, state.settings)
-    credentials = server.prepare(state, node=plan.node, tenants=tuple(settings.tenants), port=port)
+    store = storage.plan(state.store, state.read_storage())
+    write_private(state.storage, msgspec.json.encode(store))
+    monitor_port = free_port()
+    credentials = server.prepare(
+        state,
+        node=plan.node,
+        tenants=tuple(settings.tenants),
+        port=port,
+        monitor_port=monitor_port,
+        store=store,
+    )
     write_private(state.inventory, inventory.dump(gpus).encode())
     return Installation(
         node=plan.node,
         gpus=gpus,
         port=port,
+        monitor_port=monitor_port,
+        store=store,
         credentials=credentials,
         lease=settings.lease,
         http_ports=before.http_ports if before else {},

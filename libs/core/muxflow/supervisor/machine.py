@@ -16,10 +16,10 @@ from muxflow.bus.embedded import ServerError
 from muxflow.inventory import describe
 from muxflow.service import SUPERVISOR_VARIABLE
 from muxflow.settings import CONFIG_VARIABLE
-from muxflow.supervisor import journal, server
+from muxflow.supervisor import journal, server, storage
 from muxflow.supervisor.installation import Installation, Plan, install
 from muxflow.supervisor.processes import Keeper, Program
-from muxflow.supervisor.reports import Ready, Report, Stopped, Stopping, Waiting
+from muxflow.supervisor.reports import Ready, Report, Stopped, Stopping, Stuck, Waiting
 from muxflow.supervisor.services import SERVICES, ServiceEntry
 from muxflow.supervisor.state import StateDirectory
 
@@ -29,6 +29,7 @@ STARTS_TO_GIVE_UP: Final = 4
 _LOOK_S: Final = 0.05
 _TELL_AFTER_S: Final = 5.0
 _WATCH_S: Final = 1.0
+_UNSTICK_EVERY_S: Final = 10.0
 
 
 class SupervisorError(Exception):
@@ -45,6 +46,8 @@ class Machine:
         self._keepers: list[Keeper] = []
         """The server, then the services, in the order of their start."""
         self._stopping = asyncio.Event()
+        self._stuck = ""
+        self._unstuck_s = -_UNSTICK_EVERY_S
 
     async def run(self) -> None:
         """Start everything, keep it running, stop it in order after SIGINT or SIGTERM.
@@ -121,7 +124,7 @@ class Machine:
                 raise SupervisorError(f"{name} does not start: {words} (log: {log})")
 
     async def _watch(self, installation: Installation) -> None:
-        """Keep logs bounded; after a restart of the server, put back the streams that it keeps in memory only."""
+        """Keep logs bounded and the server storing; after its restart, put back the streams it keeps in memory only."""
         the_server = self._keepers[0]
         starts = the_server.starts
         while not self._stopping.is_set():
@@ -133,10 +136,25 @@ class Machine:
                     await self._make_streams(installation)
                 except ServerError as error:
                     self._report(Waiting(reasons={server.NAME: str(error)}))
+            await self._unstick(installation)
             await self._pause(_WATCH_S)
 
+    async def _unstick(self, installation: Installation) -> None:
+        """Restart a server that a full disk has stopped, when there is room again."""
+        if not (reason := await server.stuck(installation.monitor_port)):
+            self._stuck = ""
+            return
+        if reason != self._stuck:
+            self._stuck = reason
+            self._report(Stuck(name=server.NAME, reason=f"{reason}, nothing is stored ({self._state.store})"))
+        if time.monotonic() - self._unstuck_s > _UNSTICK_EVERY_S and storage.has_room(self._state.store):
+            self._unstuck_s = time.monotonic()
+            await self._keepers[0].restart("there is room on the disk again")
+
     async def _make_streams(self, installation: Installation) -> None:
-        await server.make_streams(self._state, installation.url, installation.credentials, installation.lease)
+        await server.make_streams(
+            self._state, installation.url, installation.credentials, installation.lease, installation.store
+        )
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

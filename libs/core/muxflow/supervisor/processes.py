@@ -11,14 +11,16 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from muxflow.bus.embedded import greets
+from muxflow.supervisor import loopback_http
 from muxflow.supervisor.journal import last_words
-from muxflow.supervisor.reports import Ended, Report, Started
+from muxflow.supervisor.reports import Ended, Report, Restarting, Started
 
 FIRST_DELAY_S: Final = 0.2
 LONGEST_DELAY_S: Final = 10.0
@@ -84,6 +86,7 @@ class Keeper:
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._hurried = asyncio.Event()
+        self._restarting = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -108,6 +111,17 @@ class Keeper:
         if self._task is not None:
             await self._task
 
+    async def restart(self, reason: str) -> None:
+        """End the program, which is to be started again at once."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return  # it is being started again
+        self._restarting = True
+        self._report(Restarting(name=self.program.name, reason=reason))
+        _signal(process, self.program.stop_signal)
+        if not await _first(process.wait(), self._stopping.wait(), timeout_s=self.program.stop_patience_s):
+            _signal(process, signal.SIGKILL)
+
     def hurry(self) -> None:
         """Wait no longer: ask with SIGTERM, kill two seconds later."""
         self._hurried.set()
@@ -119,13 +133,16 @@ class Keeper:
             if process is not None and not await _first(process.wait(), self._stopping.wait()):
                 await self._stop(process)
                 return
-            delay_s = next_delay_s(delay_s, time.monotonic() - began_s)
-            how = _describe(process.returncode or 0) if process is not None else "could not be started"
-            words = last_words(self.program.log)
-            self._report(Ended(name=self.program.name, how=how, last_words=words, restart_in_s=delay_s))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay_s)
-                return
+            if self._restarting:
+                self._restarting = False
+            else:
+                delay_s = next_delay_s(delay_s, time.monotonic() - began_s)
+                how = _describe(process.returncode or 0) if process is not None else "could not be started"
+                words = last_words(self.program.log)
+                self._report(Ended(name=self.program.name, how=how, last_words=words, restart_in_s=delay_s))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), delay_s)
+                    return
             try:
                 process = await self._spawn()
             except OSError:
@@ -198,16 +215,7 @@ async def _probe(program: Program) -> str | None:
     if program.readiness is Readiness.NATS:
         return None if await greets("127.0.0.1", program.port) else silent
     try:
-        async with asyncio.timeout(2):
-            reader, writer = await asyncio.open_connection("127.0.0.1", program.port)
-            try:
-                writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
-                answer = await reader.read(-1)
-            finally:
-                writer.close()
-    except OSError:  # TimeoutError is one
+        status, body = await loopback_http.get(program.port, "/readyz")
+    except OSError:
         return silent
-    head, _, body = answer.partition(b"\r\n\r\n")
-    if b" 200 " in head.split(b"\r\n")[0]:
-        return None
-    return body.decode(errors="replace").strip() or "not ready"
+    return None if status == HTTPStatus.OK else body or "not ready"

@@ -29,6 +29,20 @@ class Ended(Report, frozen=True, kw_only=True):
     restart_in_s: float
 
 
+class Stuck(Report, frozen=True, kw_only=True):
+    """A program runs and cannot work; it is started again when that helps."""
+
+    name: str
+    reason: str
+
+
+class Restarting(Report, frozen=True, kw_only=True):
+    """A program is ended, to be started again at once."""
+
+    name: str
+    reason: str
+
+
 class Waiting(Report, frozen=True, kw_only=True):
     """The machine is not ready yet."""
 

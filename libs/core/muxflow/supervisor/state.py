@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from muxflow.discovery import CONNECTION_FILE, ConnectionFile
+from muxflow.supervisor.storage import Storage
 
 
 class StateError(Exception):
@@ -30,6 +31,7 @@ class StateDirectory:
         self.settings = self.root / "settings.toml"
         self.inventory = self.root / "inventory.toml"
         self.connection = self.root / CONNECTION_FILE
+        self.storage = self.root / "storage.json"
         self.lock = self.root / "lock"
 
     def log(self, name: str) -> Path:
@@ -64,6 +66,13 @@ class StateDirectory:
         """Read what the `up` before left; None if there is nothing that can be read."""
         try:
             return msgspec.json.decode(self.connection.read_bytes(), type=ConnectionFile)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def read_storage(self) -> Storage | None:
+        """Read what the store was allowed to take the last time; None if there is nothing that can be read."""
+        try:
+            return msgspec.json.decode(self.storage.read_bytes(), type=Storage)
         except (OSError, msgspec.DecodeError):
             return None
 
