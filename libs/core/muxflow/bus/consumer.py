@@ -193,6 +193,8 @@ class Consumer:
             if not handled:
                 raise
             return
+        except msgspec.DecodeError as error:
+            raise Undeliverable(f"not JSON: {error}") from error
         except ValueError as error:  # a token of the subject is no encoded name
             raise Undeliverable(str(error)) from error
         result = handler(Message(raw, event))
