@@ -42,9 +42,11 @@ class Answers:
         return JobsReply(jobs=tuple(map(self._summary, matching[: query.limit])), total=len(matching))
 
     async def job(self, message: Message[JobQuery]) -> JobReply:
-        """Tell everything about one job. QueryError 404 if there is none."""
+        """Tell everything about one job. QueryError 404 if there is none, 500 if its record is damaged."""
         tenant, job = message.names["tenant"], message.event.job
         record = self._term.ledger.get((tenant, job))
+        if record is None and (damage := await self._term.ledger.damage((tenant, job))):
+            raise QueryError(500, damage)
         if record is None:
             raise QueryError(404, f"there is no job {job!r} in tenant {tenant!r}")
         waits = record.state is JobState.PENDING

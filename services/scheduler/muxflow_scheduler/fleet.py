@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from muxflow.bus import Bus, Entry, Message, Reader, Removal, WrongLastSequence
@@ -109,7 +110,10 @@ class Fleet:
         """See whether a silent node's lease is still there, and fence it once that is allowed."""
         now_ns = time.monotonic_ns()
         if node.watch.gone_ns is None:
-            entry = await self._bucket.get(self._bucket.key(node=node.name))
+            try:
+                entry = await self._bucket.get(self._bucket.key(node=node.name))
+            except msgspec.DecodeError:  # nobody can renew it: it goes by its TTL
+                return
             if entry is None:
                 node.watch = lease.gone(node.watch, now_ns=now_ns)
             else:

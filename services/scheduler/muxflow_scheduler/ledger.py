@@ -10,9 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 
+import msgspec
+import structlog
+
 from muxflow.bus import Bus, KeyExists, WrongLastSequence
 from muxflow.contracts import JobRecord
 from muxflow.contracts.catalogue import BUCKET_JOBS
+
+log = structlog.get_logger()
 
 JobKey = tuple[str, str]
 """Tenant and job."""
@@ -37,13 +42,34 @@ class Ledger:
         self._committed: dict[JobKey, JobRecord] = {}
         self._revisions: dict[JobKey, int] = {}
         self._writes: dict[JobKey, asyncio.Task[None]] = {}
+        self._damaged: set[str] = set()
 
     async def load(self) -> None:
-        """Read every record there is."""
-        for entry in await self._bucket.entries():
+        """Read every record there is. What cannot be read is named in the log and left alone."""
+        for entry in await self._bucket.entries(on_invalid=self._invalid):
             key = key_of(entry.value)
             self._records[key] = self._committed[key] = entry.value
             self._revisions[key] = entry.revision
+
+    async def damage(self, key: JobKey) -> str | None:
+        """Say what to do about a job whose record cannot be read; None for all others.
+
+        Looks again, because it may have been done meanwhile. Raises `BusError` while the bus is away, and `Superseded`
+        when there is a good record now, which the next term reads.
+        """
+        entry = self._entry(key)
+        if entry not in self._damaged:
+            return None
+        try:
+            found = await self._bucket.get(entry)
+        except msgspec.DecodeError:
+            return _what_to_do(key, entry)
+        if found is not None:
+            repaired = Superseded(f"record of {key} was repaired by somebody else")
+            self._on_failure(repaired)
+            raise repaired
+        self._damaged.discard(entry)
+        return None
 
     def __len__(self) -> int:
         return len(self._records)
@@ -79,7 +105,7 @@ class Ledger:
         if revision is None:
             return
         try:
-            await self._bucket.delete(self._bucket.key(tenant=key[0], job=key[1]), last=revision)
+            await self._bucket.delete(self._entry(key), last=revision)
         except WrongLastSequence as error:
             raise Superseded(f"record of {key} was changed by somebody else") from error
         for table in (self._records, self._committed, self._revisions):
@@ -101,13 +127,27 @@ class Ledger:
     async def _store(self, key: JobKey, record: JobRecord) -> int:
         try:
             if key in self._revisions:
-                return await self._bucket.update(
-                    self._bucket.key(tenant=key[0], job=key[1]), record, last=self._revisions[key]
-                )
-            return await self._bucket.create(self._bucket.key(tenant=key[0], job=key[1]), record)
+                return await self._bucket.update(self._entry(key), record, last=self._revisions[key])
+            return await self._bucket.create(self._entry(key), record)
         except (KeyExists, WrongLastSequence) as error:
             raise Superseded(f"record of {key} was changed by somebody else") from error
+
+    def _entry(self, key: JobKey) -> str:
+        return self._bucket.key(tenant=key[0], job=key[1])
+
+    def _invalid(self, entry: str, error: msgspec.DecodeError) -> None:
+        self._damaged.add(entry)
+        log.error("damaged record, its job is left alone", key=entry, reason=str(error), delete=_deletion(entry))
 
     def _written(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_failure(error)
+
+
+def _what_to_do(key: JobKey, entry: str) -> str:
+    return f"the record of job {key[1]!r} is damaged; an operator frees its name by `{_deletion(entry)}`"
+
+
+def _deletion(entry: str) -> str:
+    """How somebody with the provisioner's credentials deletes a record."""
+    return f"nats stream purge KV_{BUCKET_JOBS.name} --subject='$KV.{BUCKET_JOBS.name}.{entry}'"

@@ -182,6 +182,9 @@ class Term:
         if isinstance(spec, admission.Refusal):
             await self._reject(key, message.event.id, spec)
             return
+        if damage := await self.ledger.damage(key):
+            await self._reject(key, message.event.id, admission.Refusal(field=None, reason=damage))
+            return
         record = self.ledger.get(key)
         if record is not None:
             outcome = self._step(record, Submit(spec=spec, submission_id=message.event.id))
@@ -210,8 +213,8 @@ class Term:
         key = (message.names["tenant"], message.names["job"])
         record = self.ledger.get(key)
         if record is None:
-            refusal = admission.Refusal(field=None, reason=f"there is no job {key[1]!r} in tenant {key[0]!r}")
-            await self._reject(key, message.event.id, refusal)
+            reason = await self.ledger.damage(key) or f"there is no job {key[1]!r} in tenant {key[0]!r}"
+            await self._reject(key, message.event.id, admission.Refusal(field=None, reason=reason))
             return
         await self._follow_up(key, self._step(record, Cancel(reason=message.event.reason)))
 

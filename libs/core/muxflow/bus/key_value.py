@@ -45,6 +45,8 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Watcher = Callable[[Entry[Any] | Removal], Awaitable[None] | None]
+OnInvalid = Callable[[str, msgspec.DecodeError], object]
+"""Is given the key of an entry that cannot be decoded, and why."""
 
 
 class KeyValue(Generic[V]):
@@ -76,7 +78,10 @@ class KeyValue(Generic[V]):
         try:
             return await self._put(key, encode(value), 0, deadline_s=deadline_s, try_s=try_s)
         except WrongLastSequence:
-            found = await self._get_when_possible(key)
+            try:
+                found = await self._get_when_possible(key)
+            except msgspec.DecodeError as error:
+                raise KeyExists(f"{self.bucket.name}/{key} is there, and damaged: {error}") from None
             if isinstance(found, Entry):
                 raise KeyExists(f"{self.bucket.name}/{key} is there, revision {found.revision}") from None
         try:
@@ -95,24 +100,34 @@ class KeyValue(Generic[V]):
         """Delete, if `last` (when given) still is the key's revision; returns the revision of the deletion."""
         return await self._put(key, b"", last, headers={_OPERATION: "DEL"}, deadline_s=deadline_s)
 
-    async def entries(self) -> list[Entry[V]]:
-        """Read all entries as of one point in time. Undecodable ones raise `msgspec.DecodeError`."""
+    async def entries(self, *, on_invalid: OnInvalid | None = None) -> list[Entry[V]]:
+        """Read all entries as of one point in time.
+
+        Those that cannot be decoded are given to `on_invalid`; without it the first raises `msgspec.DecodeError`.
+        """
         found: dict[str, Entry[V]] = {}
-        failed: list[msgspec.DecodeError] = []
+        failed: dict[str, msgspec.DecodeError] = {}
 
         def collect(entry: Entry[V] | Removal) -> None:
+            failed.pop(entry.key, None)
             if isinstance(entry, Entry):
                 found[entry.key] = entry
             else:
                 found.pop(entry.key, None)
 
-        reader = self.watch(collect, on_invalid=lambda _, error: failed.append(error))
+        def note(key: str, error: msgspec.DecodeError) -> None:
+            found.pop(key, None)
+            failed[key] = error
+
+        reader = self.watch(collect, on_invalid=note)
         try:
             await reader.caught_up()
         finally:
             await reader.stop()
-        if failed:
-            raise failed[0]
+        for key, error in failed.items():
+            if on_invalid is None:
+                raise error
+            on_invalid(key, error)
         return list(found.values())
 
     def watch(
@@ -120,7 +135,7 @@ class KeyValue(Generic[V]):
         handler: Watcher,
         *,
         keys: str | None = None,
-        on_invalid: Callable[[str, msgspec.DecodeError], object] | None = None,
+        on_invalid: OnInvalid | None = None,
     ) -> Reader:
         """Call back with every entry there is, then with every change. Stop it when done.
 
