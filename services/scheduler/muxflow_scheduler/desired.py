@@ -11,7 +11,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from muxflow.bus import Bus, Message, WrongLastSequence
+import msgspec
+
+from muxflow.bus import Bus, Message, RawMessage, WrongLastSequence
 from muxflow.contracts import GpuDecision, JobRecord
 from muxflow.contracts.catalogue import DECISIONS
 from muxflow_decisions.lifecycle import decide
@@ -49,13 +51,13 @@ class DesiredState:
         self.published = 0
 
     async def load(self) -> None:
-        """Read which GPUs have a decision, by whomever."""
+        """Read which GPUs have a decision, by whomever. What it says does not matter, nor whether it can be read."""
 
-        async def note(message: Message[GpuDecision]) -> None:
+        def note(message: Message[GpuDecision] | RawMessage, _: msgspec.DecodeError | None = None) -> None:
             key = GpuKey(message.names["node"], message.names["gpu"])
             self._sequences[key] = message.stream_sequence or 0
 
-        reader = await self._bus.read(DECISIONS, note, start="last")
+        reader = await self._bus.read(DECISIONS, note, start="last", on_invalid=note)
         await reader.caught_up()
         await reader.stop()
 

@@ -1,4 +1,4 @@
-"""A record that nobody can read: the scheduler names it and goes on.
+"""A record, decision or lease that nobody can read: the scheduler names it and goes on.
 
 A node damages it here, by having the server's ack of a fact sent to where the record is: see infra/nats/README.md.
 """
@@ -18,6 +18,7 @@ from muxflow.bus.credentials import Principal
 from muxflow.bus.requests import ApiError
 from muxflow.contracts import GpuRequest, JobCancel, JobQuery, JobSpec, JobSubmit, Role, encode_token
 from muxflow.contracts.catalogue import (
+    DECISIONS,
     JOBS_ACCEPTED,
     JOBS_CANCEL,
     JOBS_FINISHED,
@@ -84,7 +85,7 @@ async def damage(node: ScriptedNode, provisioner: Bus, address: str) -> None:
 
 
 async def newest(provisioner: Bus, address: str) -> bytes:
-    stream = "KV_" + address.split(".")[1]
+    stream = DECISIONS.stream if address.startswith("muxflow.decisions.") else "KV_" + address.split(".")[1]
     try:
         found = await provisioner.requests.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": address}, timeout_s=5)
     except ApiError:
@@ -143,6 +144,16 @@ async def test_a_key_that_was_damaged_before_its_job_came_is_found_when_it_comes
     await submit(user, "victim")
     assert PURGE in (await heard.next_of("victim", "rejected")).reason
     await run(user, node, heard, "other")
+
+
+async def test_a_damaged_decision_is_replaced_by_a_good_one(
+    world: World, user: Bus, node: ScriptedNode, provisioner: Bus, heard: Heard
+) -> None:
+    await run(user, node, heard, "first")
+    for gpu in node.gpus:
+        await damage(node, provisioner, DECISIONS.of(node=NODE, gpu=gpu))
+    await run(user, node, heard, "second")
+    assert world.services["scheduler"].running
 
 
 async def test_a_damaged_lead_is_free_when_its_time_is_over(
