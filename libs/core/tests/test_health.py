@@ -3,7 +3,6 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from typing import cast
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -30,7 +29,7 @@ def get(server: HealthServer, path: str) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
-            return cast("int", error.code), error.read().decode()
+            return error.code, error.read().decode()
 
 
 def test_a_process_is_ready_when_every_check_is_content(health: Health, server: HealthServer) -> None:
