@@ -42,6 +42,11 @@ def line(text: str) -> None:
     sys.stdout.flush()
 
 
+def notice(text: str) -> None:
+    """Tell people something beside the output."""
+    print(f"muxflow: {text}", file=sys.stderr, flush=True)
+
+
 def state(word: str) -> Text:
     """Colour the word for a state."""
     from rich.text import Text

@@ -64,13 +64,21 @@ async def submit(
 
 
 async def _submit(client: Client, session: Session, spec: JobSpec, *, wait: bool) -> Submitted:
-    handle = await client.submit(spec)
+    handle = await _stored(client, spec)
     result = await _verdict(handle)
     _tell(session, result)
     if wait and result.good:
         result = await _end(handle)
         _tell(session, result)
     return result
+
+
+async def _stored(client: Client, spec: JobSpec) -> JobHandle:
+    """Submit, however long that takes; say so when it takes long."""
+    submitting = asyncio.ensure_future(client.submit(spec))
+    if not (await asyncio.wait([submitting], timeout=VERDICT_S))[0]:
+        output.notice(f"{spec.name}: the server has not stored it yet; trying on, Ctrl-C gives up")
+    return await submitting
 
 
 async def _verdict(handle: JobHandle) -> Submitted:
