@@ -41,10 +41,10 @@ LEASES = {
 class Service:
     """One service process; it can be killed and started again."""
 
-    def __init__(self, name: str, module: str, env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, name: str, module: str, env: Mapping[str, str], log: Path, python: str) -> None:
         self.name = name
         self.log = log
-        self._argv = [sys.executable, "-m", module]
+        self._argv = [python, "-m", module]
         self._env = env
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -150,7 +150,9 @@ class World:
         principal = Principal(role=Role.SCHEDULER)
         return self._add(name, "muxflow_scheduler", {**self._bus_env(principal, self.urls), **(env or {})})
 
-    async def add_executor(self, node: str, env: Mapping[str, str] | None = None) -> Service:
+    async def add_executor(
+        self, node: str, env: Mapping[str, str] | None = None, *, python: str = sys.executable
+    ) -> Service:
         """The node's executor, behind a proxy of its own to the first server (three servers: to all of them)."""
         urls: tuple[str, ...] = self.urls
         if len(self.servers) == 1:
@@ -174,6 +176,7 @@ class World:
                 "MUXFLOW_EXECUTOR__STATE_DIR": str(self.root / f"{node}-state"),
                 **(env or {}),
             },
+            python,
         )
 
     def state_dir(self, node: str) -> Path:
@@ -198,8 +201,8 @@ class World:
             **self.env,
         }
 
-    def _add(self, name: str, module: str, env: Mapping[str, str]) -> Service:
-        service = self.services[name] = Service(name, module, env, self.root / f"{name}.log")
+    def _add(self, name: str, module: str, env: Mapping[str, str], python: str = sys.executable) -> Service:
+        service = self.services[name] = Service(name, module, env, self.root / f"{name}.log", python)
         service.start()
         return service
 
