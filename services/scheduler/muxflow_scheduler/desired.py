@@ -73,11 +73,6 @@ class DesiredState:
             task = self._writers[key] = asyncio.get_running_loop().create_task(self._write(key))
             task.add_done_callback(self._written)
 
-    async def settled(self, key: GpuKey) -> None:
-        """Wait until every change made so far is stored. Raises what kept it from being stored."""
-        if (task := self._writers.get(key)) is not None:
-            await asyncio.shield(task)
-
     def close(self) -> None:
         """Give up what is not published."""
         for task in self._writers.values():

@@ -6,13 +6,14 @@ Times are readings of this process's monotonic clock; what they allow is decided
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
 import msgspec
 import structlog
 
-from muxflow.bus import Bus, Entry, Message, Reader, Removal, WrongLastSequence
+from muxflow.bus import Bus, BusError, Entry, Message, Reader, Removal, WrongLastSequence
 from muxflow.contracts import Gpu, NodeLease, NodeState, decode_token
 from muxflow.contracts.catalogue import BUCKET_NODE_LEASES, NODES_STATE
 from muxflow_decisions import lease
@@ -31,6 +32,8 @@ class Node:
         self.session = ""
         """The lease session it is in; empty while none is known or after it was lost."""
         self.watch: Watch = lease.watch(time.monotonic_ns())
+        self.over = False
+        """Whether it has been declared lost since it was last seen."""
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
@@ -104,7 +107,8 @@ class Fleet:
             await asyncio.sleep(min(1.0, self._terms.duration_ns / 8e9))
             for node in list(self.nodes.values()):
                 if self.silence_ns(node) >= self._terms.duration_ns:
-                    await self._examine(node)
+                    with contextlib.suppress(BusError):  # looked at again in the next round
+                        await self._examine(node)
 
     async def _examine(self, node: Node) -> None:
         """See whether a silent node's lease is still there, and fence it once that is allowed."""
@@ -118,17 +122,26 @@ class Fleet:
                 node.watch = lease.gone(node.watch, now_ns=now_ns)
             else:
                 self._seen(node, entry.value, entry.revision)
-        if node.session and lease.may_fence(self._terms, node.watch, now_ns) and await self._fence(node):
-            log.warning("node lost", node=node.name, session=node.session)
-            node.session = ""
-            self._on_sessions_over(node.name)
-        elif not node.session and lease.may_fence(self._terms, node.watch, now_ns):
-            self._on_sessions_over(node.name)
+        session = node.session
+        if node.over or not lease.may_fence(self._terms, node.watch, now_ns) or not await self._fence(node):
+            return
+        if node.session != session:
+            return  # it came back while it was being fenced
+        log.warning("node lost", node=node.name, session=session)
+        node.session = ""
+        node.over = True
+        self._on_sessions_over(node.name)
 
     async def _fence(self, node: Node) -> bool:
         """Make sure that the lease session can never be renewed; False if it was renewed meanwhile."""
         if node.watch.gone_ns is not None or node.watch.revision is None:
-            return True
+            try:
+                entry = await self._bucket.get(self._bucket.key(node=node.name))
+            except msgspec.DecodeError:
+                return False
+            if entry is not None:
+                self._seen(node, entry.value, entry.revision)
+            return entry is None
         try:
             await self._bucket.delete(self._bucket.key(node=node.name), last=node.watch.revision)
         except WrongLastSequence:
@@ -152,6 +165,7 @@ class Fleet:
             return
         was_alive = self.alive(node)
         node.watch = lease.renewed(node.watch, revision=revision, now_ns=time.monotonic_ns())
+        node.over = False
         if value.session != node.session:
             log.info("node joined", node=node.name, session=value.session)
             node.session = value.session

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import structlog
 
-from muxflow.bus import Bus, KeyExists, WrongLastSequence
+from muxflow.bus import Bus, KeyExists, Reader, WrongLastSequence
 from muxflow.contracts import JobRecord
 from muxflow.contracts.catalogue import BUCKET_JOBS
 
@@ -43,6 +43,8 @@ class Ledger:
         self._revisions: dict[JobKey, int] = {}
         self._writes: dict[JobKey, asyncio.Task[None]] = {}
         self._damaged: set[str] = set()
+        self._failure: BaseException | None = None
+        self._watch: Reader | None = None
 
     async def load(self) -> None:
         """Read every record there is. What cannot be read is named in the log and left alone."""
@@ -50,6 +52,17 @@ class Ledger:
             key = key_of(entry.value)
             self._records[key] = self._committed[key] = entry.value
             self._revisions[key] = entry.revision
+        last = max(self._revisions.values(), default=0)
+        self._watch = self._bucket.writes(self._somebody_wrote, after=last)
+
+    def _somebody_wrote(self, entry: str, revision: int) -> None:
+        """A leader that was superseded, and does not know it yet, has written a record: ours are out of date."""
+        self._fail(Superseded(f"record {entry} was written by somebody else, revision {revision}"))
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+            self._on_failure(error)
 
     async def damage(self, key: JobKey) -> str | None:
         """Say what to do about a job whose record cannot be read; None for all others.
@@ -66,7 +79,7 @@ class Ledger:
             return _what_to_do(key, entry)
         if found is not None:
             repaired = Superseded(f"record of {key} was repaired by somebody else")
-            self._on_failure(repaired)
+            self._fail(repaired)
             raise repaired
         self._damaged.discard(entry)
         return None
@@ -97,6 +110,8 @@ class Ledger:
         """Wait until every change made so far is in the bucket. Raises what kept it from being written."""
         if (task := self._writes.get(key)) is not None:
             await asyncio.shield(task)
+        if self._failure is not None:
+            raise self._failure
 
     async def forget(self, key: JobKey) -> None:
         """Delete a record for good."""
@@ -111,14 +126,17 @@ class Ledger:
         for table in (self._records, self._committed, self._revisions):
             table.pop(key, None)
 
-    def close(self) -> None:
-        """Give up what is not written."""
+    async def close(self) -> None:
+        """Give up what is not written, and write nothing any more."""
+        self._fail(Superseded("the term is over"))
+        if self._watch is not None:
+            await self._watch.stop()
         for task in self._writes.values():
             task.cancel()
 
     async def _write(self, key: JobKey) -> None:
         try:
-            while (record := self._records[key]) is not self._committed.get(key):
+            while self._failure is None and (record := self._records[key]) is not self._committed.get(key):
                 self._revisions[key] = await self._store(key, record)
                 self._committed[key] = record
         finally:
@@ -141,7 +159,7 @@ class Ledger:
 
     def _written(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._on_failure(error)
+            self._fail(error)
 
 
 def _what_to_do(key: JobKey, entry: str) -> str:

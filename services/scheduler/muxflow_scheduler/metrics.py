@@ -11,7 +11,6 @@ class SchedulerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.leading = Gauge("muxflow_scheduler_leading", "1 while this process leads.", registry=registry)
         self.term = Gauge("muxflow_scheduler_term", "Fencing term of the newest lead.", registry=registry)
-        self.jobs = Gauge("muxflow_scheduler_jobs", "Jobs by state.", ["state"], registry=registry)
         self.submissions = Counter(
             "muxflow_scheduler_submissions", "Submissions by answer.", ["answer"], registry=registry
         )

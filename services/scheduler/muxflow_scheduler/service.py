@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import time
+from typing import Final
 
 from muxflow.bus import Bus, BusError
 from muxflow.contracts import LeaderLease
@@ -22,6 +23,11 @@ from muxflow_scheduler.ledger import Superseded
 from muxflow_scheduler.metrics import SchedulerMetrics
 from muxflow_scheduler.settings import SchedulerSettings
 from muxflow_scheduler.term import Term
+
+_PAUSE_S: Final = 0.1
+_PAUSE_MAX_S: Final = 5.0
+_SETTLED_S: Final = 30.0
+"""A term that lasted this long was no failure to take over."""
 
 
 class Scheduler(Service[SchedulerSettings]):
@@ -54,10 +60,15 @@ class Scheduler(Service[SchedulerSettings]):
         await self._lease.release()
 
     async def _lead_for_ever(self) -> None:
+        pause_s = _PAUSE_S
         while True:
             number = await self._lease.acquire()
             self._metrics.term.set(number)
+            begun_s = time.monotonic()
             await self._lead(number)
+            lasted = time.monotonic() - begun_s > _SETTLED_S
+            pause_s = _PAUSE_S if lasted else min(2 * pause_s, _PAUSE_MAX_S)
+            await asyncio.sleep(pause_s)
 
     async def _lead(self, number: int) -> None:
         """Lead one term until the lease is lost or the term fails for a reason that another term may not have."""

@@ -8,24 +8,18 @@ ack. A crash between two of these is repaired by the message coming again or, fo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, assert_never
 
 import msgspec
 import structlog
 
-from muxflow.bus import Bus, Consumer, Message, RawMessage, WrongLastSequence, upkeep
+from muxflow.bus import Bus, Consumer, Message, RawMessage, Retry
 from muxflow.contracts import (
     EvictRequest,
-    JobAccepted,
     JobCancel,
-    JobCancelled,
-    JobFailed,
-    JobFinished,
     JobRecord,
-    JobRejected,
     JobState,
     JobSubmit,
     Placement,
@@ -34,12 +28,7 @@ from muxflow.contracts import (
 )
 from muxflow.contracts.catalogue import (
     DURABLES,
-    JOBS_ACCEPTED,
     JOBS_CANCEL,
-    JOBS_CANCELLED,
-    JOBS_FAILED,
-    JOBS_FINISHED,
-    JOBS_REJECTED,
     JOBS_SUBMIT,
     REQUESTS_EVICT,
     RUNS_CHECKPOINTED,
@@ -52,17 +41,20 @@ from muxflow_decisions.lease import LeaseTerms
 from muxflow_decisions.lifecycle import Announce, Assign, Cancel, Decide, Note, Outcome, Wake, Withdraw
 from muxflow_decisions.lifecycle.stimuli import NodeLost, Stimulus, Submit
 from muxflow_decisions.matching import FleetGpu, FleetView, FreeGpu, WaitingJob, match, why_waiting
+from muxflow_scheduler.announcements import Announcements
 from muxflow_scheduler.desired import DesiredState, GpuKey
 from muxflow_scheduler.fleet import Fleet
-from muxflow_scheduler.ledger import JobKey, Ledger, key_of
+from muxflow_scheduler.ledger import JobKey, Ledger, Superseded, key_of
 from muxflow_scheduler.metrics import SchedulerMetrics
 from muxflow_scheduler.occupancy import Occupancy
 from muxflow_scheduler.settings import SchedulerSettings
 
 log = structlog.get_logger()
 
-_DAY_NS: Final = 86_400 * 10**9
 _CLOSE_S: Final = 5.0
+_GIVE_BACK_S: Final = 0.2
+_LONGEST_TIMER_S: Final = 60.0
+"""Looked at again at least this often: the wall clock may be set meanwhile."""
 
 
 class Term:
@@ -86,9 +78,13 @@ class Term:
         self.desired = DesiredState(
             bus, number, records_on=self._records_on, session_of=self.fleet.session_of, on_failure=self._fail
         )
+        self.announcements = Announcements(bus, metrics, retention_days=settings.scheduler.retention_days)
         self._consumers: list[Consumer] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._placement_requested = False
+        self._held: dict[JobKey, int] = {}
+        """Waiting jobs whose back-off has an end, and that end."""
+        self._timer: asyncio.TimerHandle | None = None
 
     # ---------------------------------------------------------------- begin and end
 
@@ -100,25 +96,30 @@ class Term:
             self._index(record)
         await self.desired.load()
         await self.fleet.load()
-        await self._take_over()
+        for gpu in self.occupancy.gpus():
+            self.fleet.node(gpu.node)  # one that has never told of itself may have to be declared lost as well
+        for gpu in {*self.desired.known, *self.occupancy.gpus()}:
+            self.desired.change(gpu, f"term {self.number} begins")
         for durable in DURABLES:
             if durable.name == "scheduler":
                 self._consumers.append(await self._bus.consume(durable, self._handlers(), on_invalid=self._invalid))
         self._spawn(self.fleet.patrol())
-        self._spawn(self._purge_for_ever())
+        self._spawn(self.announcements.repair(list(self.ledger)))
+        self._spawn(self.announcements.purge_for_ever(self.ledger))
         self._request_placement()
         log.info("leading", term=self.number, jobs=len(self.ledger), took_s=round(time.monotonic() - begun, 3))
 
     async def close(self) -> None:
         """Let go of everything; what was not finished is for the next term."""
-        with contextlib.suppress(TimeoutError):  # a handler may wait for a bus that is away
-            async with asyncio.timeout(_CLOSE_S):
-                await asyncio.gather(*(consumer.stop() for consumer in self._consumers))
+        if self._timer is not None:
+            self._timer.cancel()
+        closing = asyncio.ensure_future(self.ledger.close())  # first of all, nothing is written any more
+        await asyncio.gather(*(consumer.stop(patience_s=_CLOSE_S) for consumer in self._consumers))
+        await closing
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.desired.close()
-        self.ledger.close()
         await self.fleet.close()
         if not self.failed.done():
             self.failed.cancel()
@@ -137,29 +138,10 @@ class Term:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error)
 
-    async def _take_over(self) -> None:
-        """Put this term's number on every GPU, and publish outcomes that were committed and never published."""
-        for gpu in {*self.desired.known, *self.occupancy.gpus()}:
-            self.desired.change(gpu, f"term {self.number} begins")
-        published = await self._published_outcomes()
-        for record in self.ledger:
-            wanted = JOBS_ACCEPTED.of(tenant=record.tenant, job=record.job)
-            if wanted not in published:
-                await self._announce(lifecycle.accepted_event(record))
-            event = lifecycle.terminal_event(record)
-            if event is not None and _subject_of(event).of(tenant=record.tenant, job=record.job) not in published:
-                await self._announce(event)
-
-    async def _published_outcomes(self) -> set[str]:
-        found: set[str] = set()
-        for subject in (JOBS_ACCEPTED, JOBS_FINISHED, JOBS_FAILED, JOBS_CANCELLED):
-            found |= await upkeep.subjects_in(self._bus, subject)
-        return found
-
     # ---------------------------------------------------------------- what comes in
 
     def _handlers(self) -> dict[str, Any]:
-        return {
+        handlers: dict[str, Callable[[Message[Any]], Awaitable[None]]] = {
             JOBS_SUBMIT.name: self._submitted,
             JOBS_CANCEL.name: self._cancelled,
             RUNS_STARTED.name: self._run_fact,
@@ -168,6 +150,7 @@ class Term:
             RUNS_EXITED.name: self._run_fact,
             REQUESTS_EVICT.name: self._evict_requested,
         }
+        return {name: _left_to_the_next_term(handler) for name, handler in handlers.items()}
 
     async def _submitted(self, message: Message[JobSubmit]) -> None:
         key = (message.names["tenant"], message.names["job"])
@@ -226,6 +209,8 @@ class Term:
             log.info("fact about an unknown job", job=fact.job, tenant=fact.tenant, fact=message.subject.name)
             return
         await self._follow_up(key, self._step(record, fact))
+        if (event := lifecycle.terminal_event(record)) is not None:
+            await self.announcements.tell(event)  # it may be this fact that ended the job, before a crash
 
     async def _evict_requested(self, message: Message[EvictRequest]) -> None:
         request = message.event
@@ -239,7 +224,8 @@ class Term:
     def _sessions_over(self, node: str) -> None:
         """End every attempt on this node that was placed in another session than its present one."""
         session = self.fleet.session_of(node)
-        self._metrics.nodes_lost.inc(0 if session else 1)
+        if not session:
+            self._metrics.nodes_lost.inc()
         for _, key in list(self.occupancy.on_node(node)):
             record = self.ledger.get(key)
             if record is None or record.placement is None or record.placement.session == session:
@@ -267,6 +253,10 @@ class Term:
             self.waiting[key] = WaitingJob.of(record)
         else:
             self.waiting.pop(key, None)
+        if record.state is JobState.PENDING and record.not_before_ns:
+            self._held[key] = record.not_before_ns
+        else:
+            self._held.pop(key, None)
 
     async def _follow_up(self, key: JobKey, outcome: Outcome) -> None:
         """Carry out instructions, after the record they follow from is committed.
@@ -283,14 +273,13 @@ class Term:
                     self.desired.change(GpuKey(instruction.node, instruction.gpu), instruction.cause)
                     self._request_placement()
                 case Wake():
-                    delay_s = max(0.0, (instruction.at_ns - time.time_ns()) / 1e9)
-                    asyncio.get_running_loop().call_later(delay_s, self._request_placement)
+                    self._set_timer()
                 case Note():
                     log.debug("nothing to do", tenant=key[0], job=key[1], reason=instruction.reason)
                 case _:
                     assert_never(instruction)
         for event in events:
-            await self._announce(event)
+            await self.announcements.tell(event)
 
     def _request_placement(self) -> None:
         """Have `_place` run soon, once for all who asked meanwhile."""
@@ -301,6 +290,7 @@ class Term:
     def _place(self) -> None:
         """Match waiting jobs to free GPUs, and assign them."""
         self._placement_requested = False
+        self._set_timer()
         if not self.waiting or self.failed.done():
             return
         free = [
@@ -314,6 +304,17 @@ class Term:
             matching = match(list(self.waiting.values()), free, now_ns=time.time_ns())
         for key, gpu in matching.assignments:
             self._assign(key, gpu)
+
+    def _set_timer(self) -> None:
+        """Have matching run again when the next back-off ends."""
+        now_ns = time.time_ns()
+        ends_ns = min((at_ns for at_ns in self._held.values() if at_ns > now_ns), default=None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if ends_ns is not None and not self.failed.done():
+            delay_s = min((ends_ns - now_ns) / 1e9, _LONGEST_TIMER_S)
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._request_placement)
 
     def _assign(self, key: JobKey, gpu: FreeGpu) -> None:
         record = self.ledger.get(key)
@@ -370,42 +371,18 @@ class Term:
         event = lifecycle.rejected_event(
             *key, submission_id, field=refusal.field, reason=refusal.reason, now_ns=time.time_ns()
         )
-        await self._announce(event)
+        await self.announcements.tell(event)
 
-    async def _announce(self, event: JobAccepted | JobRejected | JobFinished | JobFailed | JobCancelled) -> None:
-        """Publish an outcome. What a job can have only once is refused by the server the second time."""
-        ends = isinstance(event, JobFinished | JobFailed | JobCancelled)
+
+def _left_to_the_next_term(
+    handler: Callable[[Message[Any]], Awaitable[None]],
+) -> Callable[[Message[Any]], Awaitable[None]]:
+    """Give a message back when the term ends while it is handled."""
+
+    async def handle(message: Message[Any]) -> None:
         try:
-            await self._bus.publish(
-                _subject_of(event), event, expect_last=0 if ends else None, tenant=event.tenant, job=event.job
-            )
-        except WrongLastSequence:
-            return
-        if isinstance(event, JobFinished | JobFailed | JobCancelled):
-            self._metrics.ended.labels(type(event).__name__.removeprefix("Job").lower()).inc()
-            log.info(type(event).__name__, tenant=event.tenant, job=event.job, attempt=event.attempt)
+            await handler(message)
+        except Superseded as error:
+            raise Retry(str(error), delay_s=_GIVE_BACK_S) from error
 
-    async def _purge_for_ever(self) -> None:
-        """Delete what ended long ago, once an hour."""
-        while True:
-            oldest_ns = time.time_ns() - int(self.settings.scheduler.retention_days * _DAY_NS)
-            for record in [record for record in self.ledger if record.state.terminal]:
-                if record.changed_ns < oldest_ns:
-                    await self._purge(record)
-            await asyncio.sleep(3600)
-
-    async def _purge(self, record: JobRecord) -> None:
-        names = {"tenant": record.tenant, "job": record.job}
-        await upkeep.purge(self._bus, "JOBS", JOBS_SUBMIT.pattern(**names).replace(".submit.", ".*."))
-        await self.ledger.forget(key_of(record))
-        log.info("purged", **names)
-
-
-def _subject_of(event: JobAccepted | JobRejected | JobFinished | JobFailed | JobCancelled) -> Any:
-    return {
-        JobAccepted: JOBS_ACCEPTED,
-        JobRejected: JOBS_REJECTED,
-        JobFinished: JOBS_FINISHED,
-        JobFailed: JOBS_FAILED,
-        JobCancelled: JOBS_CANCELLED,
-    }[type(event)]
+    return handle

@@ -16,10 +16,13 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
+import structlog
 
 from muxflow.bus.connection import Connection
 from muxflow.bus.errors import BusError
 from muxflow.bus.requests import ApiFailure, Requests, unique
+
+log = structlog.get_logger("muxflow.bus")
 
 SINGLES: Final = 8
 """Messages to one stream that are under way one by one before others wait to become a batch."""
@@ -151,6 +154,9 @@ class Lane:
         try:
             ack = await self._store([waiting.message for waiting in taken])
         except (BusError, msgspec.DecodeError):
+            ack = _BatchAck()
+        except Exception:  # whatever it is: each message goes its own way and meets it there
+            log.exception("a batch could not be sent")
             ack = _BatchAck()
         stored_all = ack.error is None and ack.count == len(taken)
         for sequence, waiting in enumerate(taken, ack.seq - len(taken) + 1):

@@ -100,6 +100,7 @@ class Bus:
         event: Event,
         *,
         expect_last: int | None = None,
+        message_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         deadline_s: float | None = None,
         **names: str,
@@ -107,8 +108,8 @@ class Bus:
         """Store an event in its stream; returns when the server has it.
 
         Fills in `id`, `source` and `time_ns`. Tries until acked, refused or past `deadline_s`; repetitions carry the
-        same id and are stored once. `expect_last` is the sequence that the newest message on this very subject must
-        have, 0 for none.
+        same identity (`message_id`, else the event's id) and are stored once. `expect_last` is the sequence that the
+        newest message on this very subject must have, 0 for none.
 
         Raises `PublishRefused` (`WrongLastSequence`, `StreamFull`, `PayloadTooLarge`, `Forbidden`), `PublishTimeout`.
         """
@@ -116,7 +117,7 @@ class Bus:
         return await self._publisher.publish(
             subject.of(**names),
             encode(event),
-            message_id=event.id,
+            message_id=message_id or event.id,
             stream=subject.stream,
             headers=dict(headers) if headers else None,
             expect_last=expect_last,
@@ -324,6 +325,9 @@ def _decoding(
                 log.warning("ignored", subject=msg.subject, sequence=delivery.stream_sequence, reason=str(error))
             else:
                 on_invalid(raw, error)
+            return None
+        if contradiction := raw.contradiction(event):
+            log.warning("ignored", subject=msg.subject, sequence=delivery.stream_sequence, reason=contradiction)
             return None
         result = handler(Message(raw, event))
         return result if inspect.isawaitable(result) else None

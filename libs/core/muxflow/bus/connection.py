@@ -105,9 +105,13 @@ class Connection:
         self._on_state.append(callback)
         return lambda: self._on_state.remove(callback)
 
-    def on_violation(self, callback: Callable[[str, str], object]) -> None:
-        """Call back with ``publish`` or ``subscription`` and the subject, in lower case, that was forbidden."""
+    def on_violation(self, callback: Callable[[str, str], object]) -> Callable[[], None]:
+        """Call back with ``publish`` or ``subscription`` and the subject, in lower case, that was forbidden.
+
+        Returns how to stop that.
+        """
         self._on_violation.append(callback)
+        return lambda: self._on_violation.remove(callback)
 
     def start(self) -> None:
         """Begin to connect, in the background."""

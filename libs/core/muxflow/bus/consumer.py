@@ -183,7 +183,8 @@ class Consumer:
             raise Undeliverable("no such subject in the catalogue")
         try:
             event = raw.decode(raw.subject.event)
-            _ = raw.names
+            if contradiction := raw.contradiction(event):
+                raise Undeliverable(contradiction)
         except msgspec.ValidationError as error:
             if self._on_invalid is None:
                 raise

@@ -14,8 +14,8 @@ from nats.aio.msg import Msg
 from muxflow.bus.connection import Connection
 from muxflow.bus.errors import Disconnected, KeyExists, NoResponders, RequestTimeout, WrongLastSequence
 from muxflow.bus.message import Delivery
-from muxflow.bus.publishing import Publisher
-from muxflow.bus.reader import OrderedReader, Reader
+from muxflow.bus.publishing import MESSAGE_ID, Publisher
+from muxflow.bus.reader import FromSequence, OrderedReader, Reader
 from muxflow.bus.requests import Requests, unique
 from muxflow.contracts import Bucket, encode, encode_token
 
@@ -59,6 +59,7 @@ class KeyValue(Generic[V]):
         self._publisher = publisher
         self._prefix = f"$KV.{bucket.name}."
         self._stream = f"KV_{bucket.name}"
+        self._writer = unique()
         self._decoder: msgspec.json.Decoder[V] = msgspec.json.Decoder(bucket.value)
 
     def key(self, **names: str) -> str:
@@ -167,6 +168,30 @@ class KeyValue(Generic[V]):
         part.open()
         return Reader([part])
 
+    def writes(self, handler: Callable[[str, int], object], *, after: int) -> Reader:
+        """Call back with key and revision of every write by somebody else after this revision. Stop it when done.
+
+        Deletions do not count. Ours are known by their message ids, which begin with `_writer`.
+        """
+
+        def deliver(msg: Msg, delivery: Delivery) -> None:
+            headers = msg.headers or {}
+            if _OPERATION in headers or _REMOVED_BY_SERVER in headers:
+                return
+            if not headers.get(MESSAGE_ID, "").startswith(self._writer):
+                handler(msg.subject.removeprefix(self._prefix), delivery.stream_sequence)
+
+        part = OrderedReader(
+            self._connection,
+            self._requests,
+            stream=self._stream,
+            pattern=self._prefix + ">",
+            start=FromSequence(after + 1),
+            deliver=deliver,
+        )
+        part.open()
+        return Reader([part])
+
     async def _put(
         self,
         key: str,
@@ -180,12 +205,13 @@ class KeyValue(Generic[V]):
         ack = await self._publisher.publish(
             self._prefix + key,
             data,
-            message_id=unique(),
+            message_id=f"{self._writer}.{unique()}",
             stream=f"KV_{self.bucket.name}",
             headers=headers,
             expect_last=last,
             deadline_s=deadline_s,
             try_s=try_s,
+            urgent=try_s is not None,
         )
         return ack.sequence
 

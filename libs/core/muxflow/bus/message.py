@@ -96,6 +96,14 @@ class RawMessage:
             time_ns=at.time_ns if at else 0,
         )
 
+    def contradiction(self, event: Event) -> str | None:
+        """Say where an event speaks of somebody else than its subject, which is what permissions hold on to."""
+        for name, value in self.names.items():
+            said = getattr(event, name, value)
+            if said != value:
+                return f"{name} is {str(said)[:200]!r}, and the subject says {value!r}"
+        return None
+
     @classmethod
     def of(cls, subject: Subject, msg: Msg) -> RawMessage:
         """Take over what nats-py received."""

@@ -109,7 +109,7 @@ def _extra(role: Role) -> set[str]:
         case Role.PROVISIONER:
             return {"$JS.API.>"}
         case Role.SCHEDULER:  # finds out which outcomes have been published, deletes what ended long ago
-            return {"$JS.API.STREAM.INFO.JOBS", "$JS.API.STREAM.PURGE.JOBS"}
+            return {"$JS.API.STREAM.INFO.JOBS", "$JS.API.STREAM.PURGE.JOBS", "$JS.API.CONSUMER.INFO.JOBS.scheduler"}
         case Role.OPERATOR:  # the originals of dead letters by their sequence, advisories, the state of everything
             return {
                 *_consumers("DEAD", MAX_DELIVERIES_ADVISORY),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Final
 
@@ -66,12 +67,13 @@ class Publisher:
         expect_last: int | None = None,
         deadline_s: float | None = None,
         try_s: float | None = None,
+        urgent: bool = False,
     ) -> PublishAck:
         """Store one message.
 
         Tries until acked or refused, or until `deadline_s` has passed, each try at most `try_s` long. A try whose ack
         was lost does no harm: a message that is stored already is found by `message_id`. `stream`, if it is known, lets
-        many messages travel together.
+        many messages travel together. An `urgent` one, such as a lease, waits for no other message.
 
         Raises `PublishTimeout` and `PublishRefused`.
         """
@@ -79,9 +81,10 @@ class Publisher:
         if expect_last is not None:
             headers[EXPECTED_LAST] = str(expect_last)
         message = Outgoing(subject, data, headers)
+        window = contextlib.nullcontext() if urgent else self._window
         try:
-            async with asyncio.timeout(deadline_s), self._window:
-                if stream is None or try_s is not None:
+            async with asyncio.timeout(deadline_s), window:
+                if stream is None or urgent:
                     return await self._until_acked(message, stream, try_s or self._try_s, maybe_stored=False)
                 return await self._lane(stream).publish(message)
         except TimeoutError:

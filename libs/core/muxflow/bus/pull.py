@@ -58,11 +58,12 @@ class Puller:
         self._backoff_s = 0.0
         self._keeper: asyncio.Task[None] | None = None
         self._forget_state: Callable[[], None] | None = None
+        self._forget_violations: Callable[[], None] | None = None
 
     async def start(self) -> None:
         self._interest = await self._connection.subscribe(f"{self._inbox}.*", self._received)
         self._forget_state = self._connection.on_state(self._state_changed)
-        self._connection.on_violation(self._forbidden)
+        self._forget_violations = self._connection.on_violation(self._forbidden)
         self._keeper = asyncio.get_running_loop().create_task(self._keep(), name=f"pull-{self._stream}")
 
     async def stop(self) -> None:
@@ -70,6 +71,9 @@ class Puller:
         if self._forget_state is not None:
             self._forget_state()
             self._forget_state = None
+        if self._forget_violations is not None:
+            self._forget_violations()
+            self._forget_violations = None
         await end(self._keeper)
         if self._interest is not None:
             await self._interest.stop()

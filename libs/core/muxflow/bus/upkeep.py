@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from muxflow.bus.errors import BusError, RequestTimeout
-from muxflow.contracts import Subject
+from muxflow.contracts import Durable, Subject
 
 if TYPE_CHECKING:
     from muxflow.bus.bus import Bus
@@ -33,9 +33,15 @@ async def subjects_in(bus: Bus, subject: Subject) -> set[str]:
             return found
 
 
-async def purge(bus: Bus, stream: str, pattern: str) -> int:
-    """Delete every message of a stream whose subject matches; returns how many."""
-    answer = await _ask(bus, f"STREAM.PURGE.{stream}", {"filter": pattern})
+async def handled_up_to(bus: Bus, durable: Durable) -> int:
+    """Tell up to which sequence of its stream everything that a durable delivers has been acked."""
+    answer = await _ask(bus, f"CONSUMER.INFO.{durable.stream}.{durable.name}", {})
+    return int(answer["ack_floor"]["stream_seq"])
+
+
+async def purge(bus: Bus, stream: str, pattern: str, *, up_to: int) -> int:
+    """Delete the messages of a stream whose subject matches, up to this sequence; returns how many."""
+    answer = await _ask(bus, f"STREAM.PURGE.{stream}", {"filter": pattern, "seq": up_to + 1})
     return int(answer["purged"])
 
 

@@ -26,6 +26,10 @@ Seconds = Annotated[float, Meta(ge=0, le=10**9)]
 """A non-negative duration in seconds."""
 
 
+Text = Annotated[str, Meta(max_length=4096)]
+"""Free text for people: bounded, so that no event grows too large to be published."""
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Base of every message on the bus.
 
@@ -33,9 +37,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     the server recorded, so that a redelivered message gets the same `id` again.
     """
 
-    id: str = ""
+    id: Annotated[str, Meta(max_length=1024)] = ""
     """Unique identity of this event, also its ``Nats-Msg-Id``: handlers are idempotent by it."""
-    source: str = ""
+    source: Annotated[str, Meta(max_length=1024)] = ""
     """Who published it: ``<service>@<host>``, or the client's own name."""
     time_ns: TimeNs = 0
     """When it was made, by the publisher's clock. Never used to decide what is safe: clocks may be wrong."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from muxflow.contracts.event import Bytes, Count, Event, Seconds, ThreadPercentage, TimeNs
+from muxflow.contracts.event import Bytes, Count, Event, Seconds, Text, ThreadPercentage, TimeNs
 from muxflow.contracts.names import JOB_NAME_PATTERN
 
 JobName = Annotated[
@@ -87,7 +87,7 @@ class JobSubmit(Event, frozen=True, kw_only=True):
 class JobCancel(Event, frozen=True, kw_only=True):
     """Stop this job for good, whatever it is doing."""
 
-    reason: str = ""
+    reason: Text = ""
 
 
 class JobAccepted(Event, frozen=True, kw_only=True):

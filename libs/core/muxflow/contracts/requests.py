@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muxflow.contracts.event import Event
+from muxflow.contracts.event import Event, Text
 
 
 class ProfileRequest(Event, frozen=True, kw_only=True):
@@ -11,7 +11,7 @@ class ProfileRequest(Event, frozen=True, kw_only=True):
     key: str
     tenant: str
     job: str
-    reason: str = ""
+    reason: Text = ""
 
 
 class ProbeRequest(Event, frozen=True, kw_only=True):
@@ -21,7 +21,7 @@ class ProbeRequest(Event, frozen=True, kw_only=True):
     tenant: str
     job: str
     online_key: str
-    reason: str = ""
+    reason: Text = ""
 
 
 class EvictRequest(Event, frozen=True, kw_only=True):
@@ -32,7 +32,7 @@ class EvictRequest(Event, frozen=True, kw_only=True):
     tenant: str | None = None
     """With `job`, limits the request to that job; both null means everything there."""
     job: str | None = None
-    reason: str = ""
+    reason: Text = ""
 
 
 class DeviceRequest(Event, frozen=True, kw_only=True):
@@ -41,4 +41,4 @@ class DeviceRequest(Event, frozen=True, kw_only=True):
     node: str
     gpu: str
     enabled: bool
-    reason: str = ""
+    reason: Text = ""

@@ -45,7 +45,7 @@ from muxflow_decisions.lifecycle.stimuli import (
     Submit,
     Withdraw,
 )
-from muxflow_decisions.lifecycle.story import told
+from muxflow_decisions.lifecycle.story import DETAIL_LENGTH, shortened, told
 
 
 def submit(spec: JobSpec, *, submission_id: str, submitted_ns: int, now_ns: int, profiled: bool = False) -> Outcome:
@@ -104,7 +104,9 @@ class _Step:
 
     def to(self, state: JobState, reason: str, **changes: Any) -> JobRecord:
         """Make the record after a transition."""
-        line = Transition(time_ns=self.now_ns, state=state, stimulus=stimuli.name(self.stimulus), detail=reason)
+        reason = shortened(reason)
+        detail = shortened(reason, DETAIL_LENGTH)
+        line = Transition(time_ns=self.now_ns, state=state, stimulus=stimuli.name(self.stimulus), detail=detail)
         return replace(
             self.record,
             state=state,
@@ -250,7 +252,8 @@ def _evicted(step: _Step, fact: RunEvicted, placement: Placement) -> Outcome:
 
 
 def _exited(step: _Step, fact: RunExited, placement: Placement) -> Outcome:
-    record, status, how = step.record, fact.exit, fact.exit.describe()
+    record, status = step.record, _bounded(fact.exit)
+    how = status.describe()
     over = step.on(
         placement=None,
         last_exit=status,
@@ -264,6 +267,10 @@ def _exited(step: _Step, fact: RunExited, placement: Placement) -> Outcome:
     if status.stopped_by is not None:
         return _left(over.to(JobState.PENDING, f"back in the queue: {how}"), placement)
     return _failed(over, status, placement)
+
+
+def _bounded(status: ExitStatus) -> ExitStatus:
+    return status if status.error is None else replace(status, error=shortened(status.error))
 
 
 def _counted(record: JobRecord, status: ExitStatus) -> dict[str, int]:
@@ -304,7 +311,8 @@ def _ended(after: JobRecord) -> Outcome:
 
 
 def _decide(placement: Placement, after: JobRecord, cause: str) -> Decide:
-    return Decide(node=placement.node, gpu=placement.gpu, cause=f"{after.tenant}/{after.job}#{after.attempt}: {cause}")
+    about = f"{after.tenant}/{after.job}#{after.attempt}"
+    return Decide(node=placement.node, gpu=placement.gpu, cause=f"{about}: {shortened(cause, DETAIL_LENGTH)}")
 
 
 def _because(what: str, why: str) -> str:

@@ -8,6 +8,15 @@ from muxflow.contracts import JobRecord, Transition
 
 STORY_LENGTH = 32
 """Transitions that a record keeps."""
+REASON_LENGTH = 1000
+"""Characters of a reason that are kept: users and nodes write into reasons, and records and events are bounded."""
+DETAIL_LENGTH = 200
+"""Characters of a reason that a line of the story keeps."""
+
+
+def shortened(text: str, length: int = REASON_LENGTH) -> str:
+    """Cut a text for people to so many characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def told(record: JobRecord, transition: Transition) -> tuple[Transition, ...]:
