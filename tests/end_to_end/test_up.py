@@ -95,7 +95,55 @@ def test_submitting_the_same_job_again_tells_how_it_ended(machine: Machine) -> N
     first = machine.json("submit", "-", "--wait", stdin=text)
     again = machine.json("submit", "-", "--wait", stdin=text)
     assert [result["state"] for result in (*first, *again)] == ["finished", "finished"]
+    assert [result.get("existed", False) for result in (*first, *again)] == [False, True]
     assert machine.run("logs", "twice").stdout == "once\n"
+    told = machine.run("submit", "-", stdin=text)
+    assert re.fullmatch(r"default/twice: already there: finished .+ ago; nothing was started\n", told.stdout)
+    assert (told.returncode, "--name NAME" in told.stderr) == (0, True)
+
+
+def test_a_job_that_has_failed_fails_again_only_for_those_who_wait_for_it(machine: Machine) -> None:
+    text = job("failed-before", "exit 4")
+    machine.run("submit", "-", "--wait", stdin=text)
+    assert machine.run("submit", "-", stdin=text).returncode == 0
+    assert machine.run("submit", "-", "--wait", stdin=text).returncode == 1
+
+
+def test_a_job_is_run_again_under_another_name(machine: Machine) -> None:
+    text = job("first-name", "echo ran")
+    machine.json("submit", "-", "--wait", stdin=text)
+    (again,) = machine.json("submit", "-", "--wait", "--name", "second-name", stdin=text)
+    assert (again["job"], again["state"], again.get("existed", False)) == ("second-name", "finished", False)
+    for wrong, files in (("not a name", ["-"]), ("good", ["-", str(ROOT / "examples/hello.yaml")])):
+        refused = machine.run("submit", *files, "--name", wrong, stdin=text)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert f"--name {wrong}" in refused.stderr
+
+
+def test_jobs_of_one_file_are_submitted_in_its_order(machine: Machine) -> None:
+    names = [f"ordered-{number}" for number in (3, 1, 4, 2, 5)]
+    machine.json("submit", "-", stdin="\n---\n".join(job(name, "true") for name in names))
+    done = machine.run("events", "jobs.submit", "--json")
+    submitted = [json.loads(line)["names"]["job"] for line in done.stdout.splitlines()]
+    assert [name for name in submitted if name.startswith("ordered-")] == names
+
+
+def test_who_waits_for_a_job_that_waits_is_told_why_and_may_go_away(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(job("too-big", "true", memory="100GiB"))
+    waiting = machine.follow("submit", str(tmp_path / "job.yaml"), "--wait")
+    try:
+        assert waiting.stderr is not None
+        reason = waiting.stderr.readline()
+        assert reason.startswith("default/too-big waits: ")
+        assert "100" in reason
+        waiting.send_signal(signal.SIGINT)
+        told = waiting.stderr.read()
+        assert "stays in the queue" in told
+        assert "muxflow cancel default/too-big" in told
+        assert waiting.wait(DEADLINE_S) == 130
+    finally:
+        waiting.kill()
+        waiting.communicate()
 
 
 def test_another_job_under_the_same_name_is_rejected(machine: Machine) -> None:

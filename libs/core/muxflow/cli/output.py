@@ -47,6 +47,12 @@ def notice(text: str) -> None:
     print(f"muxflow: {text}", file=sys.stderr, flush=True)
 
 
+def note(text: str) -> None:
+    """Tell people something beside the output proper, on standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
 def state(word: str) -> Text:
     """Colour the word for a state."""
     from rich.text import Text

@@ -147,6 +147,18 @@ class Client:
             await self.bus.publish(JOBS_SUBMIT, event, tenant=tenant, job=spec.name)
         return handle
 
+    async def already_there(self, spec: JobSpec) -> JobReply | None:
+        """Ask about the very job that `submit` would hand in; None if its name is free, or another job has it.
+
+        Submitting a job that is there changes nothing: its name is used up until it is purged.
+        """
+        tenant = spec.tenant or self._tenant or DEFAULT_TENANT
+        try:
+            reply = await self.job(f"{tenant}/{spec.name}")
+        except NotFound:
+            return None
+        return reply if reply.record.spec == msgspec.structs.replace(spec, tenant=tenant) else None
+
     async def cancel(self, job: str, *, reason: str = "") -> JobHandle:
         """Ask to stop a job for good; returns when JetStream has stored that. Raises `NotFound`, `AlreadyEnded`."""
         tenant, name = self.locate(job)

@@ -77,6 +77,11 @@ class JobHandle:
         if spec is None:
             self._verdict.set_result(None)
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is known how the job, or its submission, ended."""
+        return self._end.done()
+
     async def accepted(self) -> None:
         """Wait until the scheduler has recorded the job. Raises `Rejected`."""
         await self._wait_for(self._verdict)
