@@ -234,9 +234,12 @@ class AttemptStore:
                 path.unlink(missing_ok=True)
 
     def output_of(self, tenant: str, job: str, attempt: int | None) -> tuple[int, Path] | None:
-        """Find the directory that holds the output of an attempt, or of the newest: its number and path."""
+        """Find the directory that holds the output of an attempt, or of the newest: its number and path.
+
+        It may move at any moment, from the attempts to the ended ones: so they are looked at in this order.
+        """
         found: dict[int, Path] = {}
-        for parent in (self._ended, self._attempts):
+        for parent in (self._attempts, self._ended):
             if attempt is not None:
                 path = parent / directory_name(Attempt(tenant=tenant, job=job, attempt=attempt))
                 if path.is_dir():
@@ -251,7 +254,7 @@ class AttemptStore:
     def tenants_with(self, job: str) -> set[str]:
         """Find the tenants that have output of a job of this name here."""
         found = set()
-        for parent in (self._ended, self._attempts):
+        for parent in (self._attempts, self._ended):
             for path in parent.iterdir():
                 known = _attempt_from_name(path.name)
                 if known is not None and known.job == job:

@@ -38,6 +38,7 @@ def environment_of(
     """
     surroundings = os.environ if inherited is None else inherited
     environment = {"PATH": _DEFAULT_PATH, "LANG": "C.UTF-8"}
+    environment["PYTHONUNBUFFERED"] = "1"  # output goes to a pipe: a Python program's would be seen at its end only
     environment |= {name: surroundings[name] for name in _INHERITED if name in surroundings}
     environment |= slot.launch.env
     for variable, secret in sorted(slot.launch.secrets.items()):
@@ -61,7 +62,10 @@ def environment_of(
 def read_secret(name: str, *, tenant: str, secrets_dir: Path | None) -> str:
     """Read the file of a tenant's secret, without the line's end that editors put there. Raises `SecretError`."""
     if secrets_dir is None:
-        raise SecretError(f"secret {name!r} is wanted, and this node has no secrets: set executor.secrets_dir")
+        raise SecretError(
+            f"secret {name!r} is wanted, and this node has no secrets: set executor.secrets_dir, the directory of "
+            "<tenant>/<name> files"
+        )
     if not _SECRET_NAME.fullmatch(name) or not _SECRET_NAME.fullmatch(tenant):
         raise SecretError(f"secret {name!r}: a name is of letters, digits, '_', '-' and '.', and begins with no '.'")
     try:

@@ -82,6 +82,8 @@ class Executor(Service[ExecutorSettings]):
         )
         self._metrics = ExecutorMetrics(self.registry)
         self._wake = asyncio.Event()
+        self._lease_known = asyncio.Event()
+        """Set once it is known whether the last executor's lease session goes on: before that, nothing is stopped."""
         self._draining = False
         self._exits: dict[str, Attempt] = {}
         self._reader: Reader | None = None
@@ -154,6 +156,7 @@ class Executor(Service[ExecutorSettings]):
 
     async def _hold_lease(self) -> None:
         resumed = await self._lease.resume()
+        self._lease_known.set()
         while True:
             if not resumed:
                 self._wake.set()
@@ -202,6 +205,7 @@ class Executor(Service[ExecutorSettings]):
 
     async def _obey(self) -> None:
         """Make the node be as decided, whenever something has changed."""
+        await self._lease_known.wait()
         while True:
             await self._wake.wait()
             self._wake.clear()

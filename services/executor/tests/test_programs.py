@@ -97,6 +97,7 @@ async def test_program_sees_a_clean_environment(node: Node, monkeypatch: pytest.
     assert seen.pop("MUXFLOW_RUN_ID") == node.attempt().intent.run_id
     expected = {
         "LEARNING_RATE": "0.1",
+        "PYTHONUNBUFFERED": "1",
         "MUXFLOW_TENANT": "default",
         "MUXFLOW_JOB": "job",
         "MUXFLOW_ATTEMPT": "1",

@@ -186,7 +186,7 @@ async def test_jobs_run_on_while_the_executor_is_restarted(decider: Decider, num
     decider.executor().start()
     assert alive(pid)
     await decider.decide()
-    assert (await decider.fact(RunExited)).exit.signal == "SIGTERM"
+    assert (await decider.fact(RunExited)).exit.stopped_by is StopCause.DECISION
     assert await decider.session() == session
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from executing_node import GPU, slot_of
-from muxflow.contracts import GpuDecision, Slot
+from muxflow.contracts import GpuDecision, LogsQuery, Slot
+from muxflow_executor.answers import read_piece
 from muxflow_executor.cgroups import attempts_cgroup
 from muxflow_executor.desired import Desired
 from muxflow_executor.environment import SecretError, read_secret
 from muxflow_executor.processes import handles, signal_number
 from muxflow_executor.shim.handover import pack
+from muxflow_executor.shim.output import SEGMENT
 
 
 def decision(*slots: Slot, term: int = 1, generation: int = 1, gpu: str = GPU, session: str = "s") -> GpuDecision:
@@ -117,3 +119,16 @@ def test_shim_needs_the_standard_library_only() -> None:
         if line.startswith(("import ", "from "))
     }
     assert imported - {"__future__", "muxflow_executor"} <= sys.stdlib_module_names
+
+
+def test_output_that_moves_while_it_is_read_is_not_told_as_empty(tmp_path: Path) -> None:
+    """An attempt's directory is renamed when it is forgotten, often just when somebody asks for its output."""
+    directory = tmp_path / "attempt"
+    directory.mkdir()
+    (directory / f"{SEGMENT}{0:016d}").write_bytes(b"hello")
+    query = LogsQuery(job="x")
+    piece = read_piece(directory, query)
+    assert piece is not None
+    assert piece.data == b"hello"
+    directory.rename(tmp_path / "elsewhere")
+    assert read_piece(directory, query) is None
