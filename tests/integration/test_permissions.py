@@ -10,7 +10,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-import nats
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
@@ -163,7 +162,7 @@ ADMINISTRATION: Final = (
     ("STREAM.INFO.DEAD", "operator"),
     ("STREAM.SNAPSHOT.JOBS", ""),
     ("STREAM.RESTORE.JOBS", ""),
-    ("CONSUMER.INFO.JOBS.scheduler", "operator"),
+    ("CONSUMER.INFO.JOBS.scheduler", "operator scheduler"),  # a purge leaves what was not handled yet
     ("CONSUMER.DELETE.JOBS.scheduler", ""),
     ("CONSUMER.PAUSE.JOBS.scheduler", ""),
     ("CONSUMER.CREATE.JOBS", ""),
@@ -383,12 +382,13 @@ async def test_no_role_can_take_over_or_change_the_durable_of_a_service(server: 
 
 
 async def test_a_stranger_is_not_let_in(server: TestServer) -> None:
-    with pytest.raises(nats.errors.Error, match=r"(?i)authorization violation"):
-        await Client().connect(server.url, allow_reconnect=False, error_cb=_quiet)
-
-
-async def _quiet(error: Exception) -> None:
-    del error
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.process.port)
+    writer.write(b"CONNECT {}\r\nPING\r\n")
+    said = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await writer.wait_closed()
+    assert b"Authorization Violation" in said
+    assert b"PONG" not in said
 
 
 def _inbox(role: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs_over_bus import OUTCOMES, Outcomes
 from muxflow.bus import Bus
 from muxflow.bus.credentials import Principal
 from muxflow.contracts import Role
@@ -44,3 +45,10 @@ async def node(world: World) -> AsyncIterator[ScriptedNode]:
         await node.join()
         yield node
         await node.fall_silent()
+
+
+@pytest.fixture
+async def outcomes(operator: Bus) -> Outcomes:
+    outcomes = Outcomes()
+    await operator.read(OUTCOMES, outcomes.take, start="all")
+    return outcomes

@@ -1,21 +1,16 @@
 from __future__ import annotations
 
-import asyncio
 import signal
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from muxflow.bus import Bus, Message, QueryError
+from jobs_over_bus import Outcomes, status, submit, until, until_state
+from muxflow.bus import Bus, QueryError
 from muxflow.contracts import (
     ALL_TENANTS,
     EvictRequest,
     GpuRequest,
     JobCancel,
-    JobQuery,
-    JobRecord,
     JobReply,
     JobSpec,
     JobsQuery,
@@ -25,84 +20,14 @@ from muxflow.contracts import (
     StopCause,
 )
 from muxflow.contracts.catalogue import (
-    JOBS_ACCEPTED,
     JOBS_CANCEL,
-    JOBS_CANCELLED,
-    JOBS_FAILED,
-    JOBS_FINISHED,
-    JOBS_REJECTED,
     JOBS_SUBMIT,
-    QUERY_JOB,
     QUERY_JOBS,
     QUERY_NODES,
     REQUESTS_EVICT,
 )
 from scripted_node import NODE, ScriptedNode
 from world import World
-
-OUTCOMES = (JOBS_ACCEPTED, JOBS_REJECTED, JOBS_FINISHED, JOBS_FAILED, JOBS_CANCELLED)
-
-
-class Outcomes:
-    """Every outcome that was stored, in order, as an operator reads it."""
-
-    def __init__(self) -> None:
-        self.seen: list[Message[Any]] = []
-        self._changed = asyncio.Condition()
-
-    async def take(self, message: Message[Any]) -> None:
-        async with self._changed:
-            self.seen.append(message)
-            self._changed.notify_all()
-
-    async def of(self, job: str, what: str) -> Any:
-        async with self._changed, asyncio.timeout(20):
-            while True:
-                for message in self.seen:
-                    if message.names["job"] == job and message.subject.name == f"jobs.{what}":
-                        return message.event
-                await self._changed.wait()
-
-    def count(self, job: str) -> Counter[str]:
-        return Counter(message.subject.name for message in self.seen if message.names["job"] == job)
-
-
-@pytest.fixture
-async def outcomes(operator: Bus) -> Outcomes:
-    outcomes = Outcomes()
-    await operator.read(OUTCOMES, outcomes.take, start="all")
-    return outcomes
-
-
-def spec(**changes: Any) -> JobSpec:
-    return JobSpec(command=("true",), gpu=GpuRequest(memory_bytes=2**30), **changes)
-
-
-async def submit(user: Bus, job: str, **changes: Any) -> None:
-    await user.publish(JOBS_SUBMIT, JobSubmit(spec=spec(**changes)), tenant="default", job=job)
-
-
-async def until(ask: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
-    async with asyncio.timeout(20):
-        while not good(answer := await ask()):
-            await asyncio.sleep(0.05)
-        return answer
-
-
-async def status(bus: Bus, job: str) -> JobReply:
-    reply: JobReply = await bus.request(QUERY_JOB, JobQuery(job=job), timeout_s=5, tenant="default")
-    return reply
-
-
-async def until_state(bus: Bus, job: str, state: JobState) -> JobRecord:
-    async def ask() -> JobReply | None:
-        try:
-            return await status(bus, job)
-        except QueryError:
-            return None
-
-    reply: JobReply = await until(ask, lambda reply: reply is not None and reply.record.state is state)
-    return reply.record
 
 
 async def test_a_job_is_recorded_placed_run_and_finished(user: Bus, node: ScriptedNode, outcomes: Outcomes) -> None:

@@ -59,6 +59,7 @@ class KeyValue(Generic[V]):
         self._publisher = publisher
         self._prefix = f"$KV.{bucket.name}."
         self._stream = f"KV_{bucket.name}"
+        self._all_keys = re.sub(r"\{\w+\}", "*", bucket.key)  # what permissions bind readers to
         self._writer = unique()
         self._decoder: msgspec.json.Decoder[V] = msgspec.json.Decoder(bucket.value)
 
@@ -161,7 +162,7 @@ class KeyValue(Generic[V]):
             self._connection,
             self._requests,
             stream=self._stream,
-            pattern=self._prefix + (keys or re.sub(r"\{\w+\}", "*", self.bucket.key)),
+            pattern=self._prefix + (keys or self._all_keys),
             start="last",
             deliver=deliver,
         )
@@ -185,7 +186,7 @@ class KeyValue(Generic[V]):
             self._connection,
             self._requests,
             stream=self._stream,
-            pattern=self._prefix + ">",
+            pattern=self._prefix + self._all_keys,
             start=FromSequence(after + 1),
             deliver=deliver,
         )

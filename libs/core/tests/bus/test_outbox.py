@@ -17,8 +17,8 @@ from muxflow.contracts.catalogue import DECISIONS
 from muxflow.testing import TestServer
 
 
-def decision(generation: int) -> GpuDecision:
-    return GpuDecision(node="n", gpu="g", term=1, generation=generation)
+def decision(generation: int, gpu: str = "g") -> GpuDecision:
+    return GpuDecision(node="n", gpu=gpu, term=1, generation=generation)
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 10) -> None:
@@ -34,7 +34,9 @@ async def test_what_is_put_is_published_in_order_and_then_forgotten(bus: Bus, tm
     outbox = Outbox(tmp_path / "outbox.sqlite", source="executor@n")
     await outbox.open()
     outbox.on_delivered(delivered.append)
-    ids = [await outbox.put(DECISIONS, decision(number), node="n", gpu=str(number)) for number in range(50)]
+    ids = [
+        await outbox.put(DECISIONS, decision(number, str(number)), node="n", gpu=str(number)) for number in range(50)
+    ]
     assert outbox.pending == 50
     outbox.drain_to(bus)
     await asyncio.wait_for(outbox.delivered(ids[-1]), 10)
