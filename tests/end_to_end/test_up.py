@@ -202,6 +202,40 @@ def test_logs_follow_a_job_to_its_end(machine: Machine) -> None:
     assert pieces[-1]["end"] == len(done)
 
 
+def test_logs_say_why_a_job_has_printed_nothing(machine: Machine) -> None:
+    machine.json("submit", "-", stdin=job("waits-for-room", "true", memory="100GiB"))
+    done = machine.run("logs", "waits-for-room")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("default/waits-for-room has not been started yet, so it has no output: ")
+    assert "100" in done.stderr
+    no_program = {"name": "no-program", "command": ["/no/such/program"], "gpu": {"memory": "1GiB"}, "retries": 0}
+    machine.run("submit", "-", "--wait", stdin=json.dumps(no_program))
+    for arguments in ((), ("--follow",)):
+        done = machine.run("logs", "no-program", *arguments)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr.startswith("attempt 1 of default/no-program never started: ")
+        assert "/no/such/program" in done.stderr
+
+
+def test_logs_follow_a_job_that_waits_through_a_killed_executor_to_its_last_attempt(own_machine: Machine) -> None:
+    own_machine.start("--gpu", "T4:16GiB")
+    given(own_machine, "before", "sleep 2")
+    script = 'echo "begin $MUXFLOW_ATTEMPT"; sleep 2; echo "end $MUXFLOW_ATTEMPT"; exit $((2 - MUXFLOW_ATTEMPT))'
+    own_machine.json("submit", "-", stdin=job("two-tries", script, retries=1))
+    following = own_machine.follow("logs", "two-tries", "--follow")
+    try:
+        assert following.stdout is not None
+        assert following.stdout.readline() == "begin 1\n"
+        os.kill(own_machine.pid("executor"), signal.SIGKILL)
+        output, notices = following.communicate(timeout=60)
+    finally:
+        following.kill()
+        following.communicate()
+    assert (following.returncode, output) == (0, "end 1\nbegin 2\nend 2\n")
+    assert notices.count("default/two-tries has not been started yet") == 1
+    assert notices.count("attempt 2 of default/two-tries begins\n") == 1
+
+
 def test_a_running_job_is_cancelled_for_good(machine: Machine) -> None:
     given(machine, "sleeps", "sleep 600")
     wait_for_state(machine, "sleeps", JobState.RUNNING)

@@ -131,12 +131,17 @@ async def logs(
     session: Session,
     *,
     job: JobArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the attempt ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job has ended, through all its attempts.")
+    ] = False,
     attempt: Annotated[int | None, typer.Option(min=1, help="Which attempt. Default: the newest.")] = None,
 ) -> None:
-    """Print a job's output."""
+    """Print a job's output.
+
+    With --json, one object per piece and line; a piece's data is base64.
+    """
     async with session.connect() as client:
-        async for piece in client.logs(job, attempt=attempt, follow=follow):
+        async for piece in client.logs(job, attempt=attempt, follow=follow, notice=output.note):
             if session.as_json:
                 output.json(piece)
             else:

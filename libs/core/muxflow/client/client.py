@@ -7,7 +7,7 @@ import getpass
 import socket
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -23,6 +23,7 @@ from muxflow.client.dead_letters import DeadEntry
 from muxflow.client.errors import AlreadyEnded, ClientError, NoAnswer, NotAllowed, NotConnected, NotFound
 from muxflow.client.event_feed import Received
 from muxflow.client.handle import JobHandle
+from muxflow.client.job_output import OutputReader
 from muxflow.contracts import (
     ALL_TENANTS,
     EvictRequest,
@@ -65,7 +66,6 @@ DEFAULT_TENANT: Final = "default"
 
 _OUTCOMES: Final = (JOBS_ACCEPTED, JOBS_REJECTED, JOBS_FINISHED, JOBS_FAILED, JOBS_CANCELLED)
 _ANSWER_S: Final = 5.0
-_LOG_PAUSE_S: Final = 0.3
 
 
 class Client:
@@ -192,29 +192,29 @@ class Client:
             reply: JobReply = await self.bus.request(QUERY_JOB, query, timeout_s=_ANSWER_S, tenant=tenant)
         return reply
 
-    async def logs(self, job: str, *, attempt: int | None = None, follow: bool = False) -> AsyncIterator[LogsReply]:
-        """Read a job's output in pieces, from the oldest byte that its node has kept.
+    def logs(
+        self, job: str, *, attempt: int | None = None, follow: bool = False, notice: Callable[[str], None] | None = None
+    ) -> AsyncIterator[LogsReply]:
+        """Read a job's output in pieces, from the oldest byte that its node has kept; of the newest attempt by default.
 
-        With `follow` it goes on until the attempt has ended. Raises `NotFound`.
+        With `follow` it waits until there is some, goes on to the next attempts, and outlasts restarts of whoever
+        answers, until the job has ended; a given `attempt` is followed to its own end. `notice` is told, in lines for
+        people, why there is nothing to read. Raises `NotFound`.
         """
         tenant, name = self.locate(job)
-        place = (await self.job(job)).record.last_placement
-        if place is None:
-            raise NotFound(f"{tenant}/{name} has not been started yet, so it has no output")
-        offset = 0
-        while True:
-            query = LogsQuery(job=name, attempt=attempt, offset=offset)
-            with self._using(QUERY_LOGS, f"executor of node {place.node}"):
-                piece: LogsReply = await self.bus.request(
-                    QUERY_LOGS, query, timeout_s=_ANSWER_S, tenant=tenant, node=place.node
+
+        async def read(node: str, query: LogsQuery) -> LogsReply:
+            with self._using(QUERY_LOGS, f"executor of node {node}"):
+                reply: LogsReply = await self.bus.request(
+                    QUERY_LOGS, query, timeout_s=_ANSWER_S, tenant=tenant, node=node
                 )
-            if piece.data:
-                yield piece
-            elif not (follow and piece.running):
-                return
-            else:
-                await asyncio.sleep(_LOG_PAUSE_S)
-            attempt, offset = piece.attempt, piece.end
+            return reply
+
+        def ask() -> Awaitable[JobReply]:
+            return self.job(f"{tenant}/{name}")
+
+        reader = OutputReader(tenant, name, ask=ask, read=read, notice=notice or (lambda _: None))
+        return reader.followed(attempt) if follow else reader.kept(attempt)
 
     def locate(self, job: str) -> tuple[str, str]:
         """Split ``tenant/name``; the tenant defaults to the client's."""
