@@ -116,9 +116,20 @@ async def _hand_in(client: Client, spec: JobSpec) -> Submission:
     except (NoAnswer, NotAllowed, TimeoutError):
         there = None
     if there is None:
-        return Submission(handle=await client.submit(spec))
+        return Submission(handle=await _stored(client, spec))
     record = there.record
     return Submission(handle=await client.watch(f"{record.tenant}/{record.job}"), before=record)
+
+
+async def _stored(client: Client, spec: JobSpec) -> JobHandle:
+    """Submit, however long that takes; say so when it takes long."""
+    submitting = asyncio.ensure_future(client.submit(spec))
+    try:
+        if not (await asyncio.wait([submitting], timeout=VERDICT_S))[0]:
+            output.note(f"{spec.name}: the server has not stored it yet; trying on, Ctrl-C gives up")
+        return await submitting
+    finally:
+        submitting.cancel()
 
 
 async def _follow(session: Session, submission: Submission, *, wait: bool) -> Submitted:
