@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muxflow.cli import output
+from muxflow.cli import gpus, output
 from muxflow.cli.ages import age, duration
 from muxflow.cli.command import CommandError, Session, command
 
 if TYPE_CHECKING:
-    from muxflow.contracts import JobRecord, JobReply, JobSummary
+    from muxflow.contracts import JobRecord, JobReply, JobSummary, Transition
 
 
 def _states() -> list[str]:
@@ -54,6 +55,7 @@ async def jobs(
         raise CommandError(f"--state: {str(error).split(' is not')[0]} is no state; known are {known}", 2) from None
     async with session.connect() as client:
         reply = await client.jobs(states=states, limit=limit)
+        names = {} if session.as_json else await gpus.names(client)
     if session.as_json:
         output.json(reply.jobs)
         return
@@ -62,19 +64,19 @@ async def jobs(
         return
     tenants = {job.tenant for job in reply.jobs} != {"default"}
     columns = [*(["TENANT"] if tenants else []), "JOB", "STATE", "TRY", "AGE", "REASON"]
-    output.table(columns, [_row(job, tenants=tenants) for job in reply.jobs], wide="REASON")
+    output.table(columns, [_row(job, names, tenants=tenants) for job in reply.jobs], wide="REASON")
     if reply.total > len(reply.jobs):
         output.line(f"… and {reply.total - len(reply.jobs)} more (--limit)")
 
 
-def _row(job: JobSummary, *, tenants: bool) -> list[output.Cell]:
+def _row(job: JobSummary, known: Mapping[str, str], *, tenants: bool) -> list[output.Cell]:
     return [
         *([job.tenant] if tenants else []),
         job.job,
         output.state(job.state.value),
         str(job.attempt),
         age(job.submitted_ns),
-        job.reason,
+        gpus.told(job.reason, known),
     ]
 
 
@@ -82,34 +84,40 @@ async def status(session: Session, *, job: JobArgument) -> None:
     """Say where a job is, why it is not running, and how it came there."""
     async with session.connect() as client:
         reply = await client.job(job)
+        known = {} if session.as_json else await gpus.names(client)
     if session.as_json:
         output.json(reply)
         return
-    output.fields(_summary(reply))
+    output.fields(_summary(reply, known))
     output.line("")
     output.table(
         ["AGO", "STATE", "WHAT HAPPENED"],
         [
-            [age(step.time_ns), output.state(step.state.value), f"{step.stimulus}: {step.detail}".removesuffix(": ")]
+            [age(step.time_ns), output.state(step.state.value), gpus.told(_what_happened(step), known)]
             for step in reply.record.story
         ],
         wide="WHAT HAPPENED",
     )
 
 
-def _summary(reply: JobReply) -> list[tuple[str, output.Cell]]:
+def _what_happened(step: Transition) -> str:
+    return f"{step.stimulus}: {step.detail}" if step.detail else step.stimulus
+
+
+def _summary(reply: JobReply, known: Mapping[str, str]) -> list[tuple[str, output.Cell]]:
     record = reply.record
     pairs: list[tuple[str, output.Cell]] = [
         ("job", f"{record.tenant}/{record.job}"),
         ("state", output.state(record.state.value)),
     ]
     if record.reason:
-        pairs.append(("reason", record.reason))
+        pairs.append(("reason", gpus.told(record.reason, known)))
     if reply.waiting:
         place = "" if reply.queue_position is None else f" (number {reply.queue_position + 1} in the queue)"
         pairs.append(("waits", f"{reply.waiting}{place}"))
     if record.placement:
-        pairs.append(("where", f"node {record.placement.node}, {record.placement.gpu}"))
+        gpu = known.get(record.placement.gpu) or gpus.told(record.placement.gpu, known)
+        pairs.append(("where", f"node {record.placement.node}, {gpu}"))
     pairs.append(("attempts", _attempts(record)))
     if record.last_exit:
         pairs.append(("last exit", record.last_exit.describe()))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from muxflow.cli import output
+from muxflow.cli import gpus, output
 from muxflow.cli.ages import duration
 from muxflow.cli.command import Session, command
 from muxflow.sizes import format_size
@@ -30,15 +30,15 @@ async def nodes(session: Session) -> None:
         output.line("no nodes")
     else:
         rows = [_row(node, gpu) for node in found for gpu in (node.gpus or (None,))]
-        output.table(["NODE", "STATE", "GPU", "KIND", "MEMORY", "JOB"], rows, wide="GPU")
+        output.table(["NODE", "STATE", "GPU", "MEMORY", "JOB"], rows, wide="JOB")
 
 
 def _row(node: NodeSummary, gpu: GpuSummary | None) -> list[output.Cell]:
     state = output.state(_state(node))
     if gpu is None:
-        return [node.node, state, "-", "-", "-", "-"]
+        return [node.node, state, "-", "-", "-"]
     job = f"{gpu.tenant}/{gpu.job}#{gpu.attempt}" if gpu.job else "-"
-    return [node.node, state, gpu.gpu.uuid, gpu.gpu.kind, format_size(gpu.gpu.memory_bytes), job]
+    return [node.node, state, gpus.name(gpu.gpu), format_size(gpu.gpu.memory_bytes), job]
 
 
 def _state(node: NodeSummary) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -26,6 +27,10 @@ _STYLES: Final = {
     "alive": "green",
 }
 
+_GAP: Final = 2
+_READABLE: Final = 24
+"""A column of text that is narrower than this is hard to read."""
+
 _WIDE: Final = 10_000
 """Columns when nobody looks: a table that is piped somewhere is never cut."""
 
@@ -42,11 +47,6 @@ def line(text: str) -> None:
     sys.stdout.flush()
 
 
-def notice(text: str) -> None:
-    """Tell people something beside the output."""
-    print(f"muxflow: {text}", file=sys.stderr, flush=True)
-
-
 def note(text: str) -> None:
     """Tell people something beside the output proper, on standard error."""
     sys.stderr.write(text + "\n")
@@ -61,16 +61,37 @@ def state(word: str) -> Text:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, wide: str) -> None:
-    """Print a table. On a terminal, the column `wide` wraps where space is short; the others never do."""
+    """Print a table; nothing is cut, and words stay whole.
+
+    On a terminal, the column `wide`, the last one, wraps where space is short. Where there is too little for that, its
+    cells stand below their rows.
+    """
+    *others, last = zip(*([str(cell) for cell in row] for row in (columns, *rows)), strict=True)
+    room = _width() - sum(max(map(len, column)) + _GAP for column in others)
+    longest_word = max(len(word) for cell in last for word in (*cell.split(), ""))
+    if columns[-1] == wide and room < max(longest_word, _READABLE) and room < max(map(len, last)):
+        lines = _lines(_grid(columns[:-1], [row[:-1] for row in rows]), _WIDE)
+        for text, below in zip(lines, ("", *last[1:]), strict=True):
+            line(text)
+            for piece in textwrap.wrap(
+                "" if below == "-" else below, _width() - 4, break_long_words=False, break_on_hyphens=False
+            ):
+                line(f"    {piece}")
+    else:
+        for text in _lines(_grid(columns, rows), _width()):
+            line(text)
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", padding=(0, _GAP // 2))
     for column in columns:
-        grid.add_column(column, no_wrap=column != wide, overflow="fold" if column == wide else "ellipsis")
+        grid.add_column(column, no_wrap=column != columns[-1], overflow="fold")
     for row in rows:
         grid.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    _print(grid)
+    return grid
 
 
 def fields(pairs: Sequence[tuple[str, Cell]]) -> None:
@@ -83,7 +104,8 @@ def fields(pairs: Sequence[tuple[str, Cell]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in pairs:
         grid.add_row(name, value if isinstance(value, Text) else Text(value))
-    _print(grid)
+    for text in _lines(grid, _width()):
+        line(text)
 
 
 def fitting(text: str) -> str:
@@ -94,11 +116,14 @@ def fitting(text: str) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def _print(grid: Table) -> None:
+def _width() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
+
+
+def _lines(grid: Table, width: int) -> list[str]:
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False, emoji=False)
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(grid)
-    for row in captured.get().splitlines():
-        line(row.rstrip())
+    return [row.rstrip() for row in captured.get().splitlines()]

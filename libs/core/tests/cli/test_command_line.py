@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from muxflow.cli import app as app_module
 from muxflow.cli import command as command_module
+from muxflow.cli import gpus, output
 from muxflow.cli.ages import age, duration, parse_duration
 from muxflow.cli.app import build
 
@@ -184,3 +185,33 @@ def test_durations_have_about_two_digits(seconds: float, text: str) -> None:
 def test_an_age_is_counted_from_now_and_missing_times_have_none() -> None:
     assert age(100 * SECOND_NS, now_ns=112 * SECOND_NS) == "12 s"
     assert age(0) == "-"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
+    """Standard output that says it is a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")  # no colours
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda _: True)
+    return capsys
+
+
+@pytest.mark.parametrize("length", [8, 48, 128])
+def test_no_name_is_broken_by_a_table_on_a_terminal(length: int, terminal: pytest.CaptureFixture[str]) -> None:
+    name = "n" * length
+    output.table(["JOB", "STATE", "REASON"], [[name, "failed", "because of this and that " * 5]], wide="REASON")
+    output.table(["NODE", "JOB"], [["node-1", f"default/{name}#1"], ["node-2", "-"]], wide="JOB")
+    printed = terminal.readouterr().out.split()
+    assert {name, f"default/{name}#1", "node-2"} <= set(printed)
+    assert printed.count("because") == 5
+
+
+def test_what_does_not_fit_beside_stands_below(terminal: pytest.CaptureFixture[str]) -> None:
+    output.table(["JOB", "REASON"], [["n" * 70, "no GPU is large enough"], ["short", "-"]], wide="REASON")
+    assert terminal.readouterr().out.splitlines() == ["JOB", "n" * 70, "    no GPU is large enough", "short"]
+
+
+def test_people_are_told_kind_and_index_of_a_gpu_and_never_its_whole_uuid() -> None:
+    uuid = "GPU-dd12395e-5894-588a-bfd1-8255cb3d8972"
+    assert gpus.told(f"runs on GPU {uuid} of vm", {uuid: "T4 #0"}) == "runs on T4 #0 of vm"
+    assert gpus.told(f"runs on GPU {uuid} of vm", {}) == "runs on GPU-dd12… of vm"
