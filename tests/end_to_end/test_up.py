@@ -525,13 +525,17 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ((), 1, "--gpu KIND:MEMORY"),
         (("--gpu", "T4"), 2, "write KIND:MEMORY"),
         (("--gpus", "none.toml"), 2, "none.toml: cannot be read"),
         (("--gpu", "T4:1GiB", "--set", "lease.node_s"), 2, "write section.key=value"),
-        (("--gpu", "T4:1GiB", "--set", "lease.nod_s=2"), 1, "did you mean 'node_s'?"),
-        (("--gpu", "T4:1GiB", "--set", "executr.x=2"), 1, "did you mean 'executor'?"),
-        (("--gpu", "T4:1GiB", "--set", "scheduler.retries=2"), 1, "scheduler does not start"),
+        (("--gpu", "T4:1GiB", "--set", "lease.nod_s=2"), 1, "--set lease.nod_s=2: unknown key; did you mean 'node_s'?"),
+        (("--gpu", "T4:1GiB", "--set", "executr.x=2"), 1, "--set executr.x=2: there is no section [executr]; did you"),
+        (
+            ("--gpu", "T4:1GiB", "--set", "foo.bar=1"),
+            1,
+            "known are bus, executor, http, lease, log, scheduler, tenants",
+        ),
+        (("--gpu", "T4:1GiB", "--set", "scheduler.retries=2"), 1, "scheduler does not start: "),
     ],
 )
 def test_what_cannot_be_run_is_told_in_one_line(
@@ -542,6 +546,15 @@ def test_what_cannot_be_run_is_told_in_one_line(
     )
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
     assert message in done.stderr
+
+
+def test_without_gpus_it_is_shown_how_to_declare_them(tmp_path: Path) -> None:
+    done = subprocess.run(up(tmp_path / "state"), capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert "  muxflow up --gpu T4:16GiB --gpu A100:40GiB" in lines
+    assert "  [[gpu]]" in lines
+    assert '  memory = "16GiB"' in lines
 
 
 def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:

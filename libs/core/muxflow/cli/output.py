@@ -123,7 +123,8 @@ def _width() -> int:
 def _lines(grid: Table, width: int) -> list[str]:
     from rich.console import Console
 
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    # Without a height, rich takes a dumb terminal to have 80 columns.
+    console = Console(width=width, height=_WIDE, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(grid)
     return [row.rstrip() for row in captured.get().splitlines()]

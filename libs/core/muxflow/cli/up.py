@@ -95,11 +95,15 @@ def _overrides(texts: list[str]) -> tuple[tuple[tuple[str, ...], Any], ...]:
 async def _run(plan: Plan, *, tell: Callable[[Report], None], verbose: bool) -> None:
     from muxflow import logs
     from muxflow.settings import LogSettings
+    from muxflow.supervisor.installation import NoGpusError
     from muxflow.supervisor.machine import Machine
 
     logs.configure(LogSettings(level="warning", format="console"), service="up")
     following = asyncio.create_task(_follow(plan.state_dir / "logs")) if verbose else None
-    await Machine(plan, tell).run()
+    try:
+        await Machine(plan, tell).run()
+    except NoGpusError as error:
+        raise CommandError(str(error)) from None
     if following:
         following.cancel()
 

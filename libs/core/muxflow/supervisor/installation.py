@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import textwrap
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,17 +12,32 @@ import msgspec
 from muxflow import inventory, toml
 from muxflow.contracts import Gpu
 from muxflow.discovery import ConnectionFile, Credentials
-from muxflow.settings import LeaseSettings, Settings, load
+from muxflow.settings import LeaseSettings, Settings, SettingsError, load
 from muxflow.supervisor import server, storage
 from muxflow.supervisor.processes import free_port
+from muxflow.supervisor.services import SERVICES
 from muxflow.supervisor.state import StateDirectory, write_private
 from muxflow.supervisor.storage import Storage
 
 _HEADER: Final = "# Written by `muxflow up` at each start; --set section.key=value changes it.\n\n"
+_SECTIONS: Final = frozenset(
+    {*(field.encode_name for field in msgspec.structs.fields(Settings)), *(entry.name for entry in SERVICES)}
+)
+"""What there is to set here; settings know sections of services that do not exist yet."""
+
+_DECLARE_GPUS: Final = (
+    "no GPUs are declared. Declare each by kind and memory:\n\n"
+    "  muxflow up --gpu T4:16GiB --gpu A100:40GiB\n\n"
+    "or all of them in a file, for `muxflow up --gpus FILE`:\n\n" + textwrap.indent(inventory.EXAMPLE.strip(), "  ")
+)
 
 
 class InstallationError(Exception):
     """What was asked for cannot be run. The message is one line with the fix."""
+
+
+class NoGpusError(InstallationError):
+    """No GPUs are declared. The message has several lines: it shows how to do that."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +87,10 @@ def install(plan: Plan, state: StateDirectory) -> Installation:
     before = state.read_connection()
     port = _port(plan, before)
     write_private(state.settings, (_HEADER + toml.dump(_settings(plan, state, port))).encode())
-    settings = load(Settings, state.settings)
+    try:
+        settings = load(Settings, state.settings)
+    except SettingsError as error:
+        raise InstallationError(blame(str(error), plan, state)) from None
     store = storage.plan(state.store, state.read_storage())
     write_private(state.storage, msgspec.json.encode(store))
     monitor_port = free_port()
@@ -95,15 +115,26 @@ def install(plan: Plan, state: StateDirectory) -> Installation:
     )
 
 
+def blame(text: str, plan: Plan, state: StateDirectory) -> str:
+    """Put the ``--set`` that was given in the place of the settings file that it was written to."""
+    for keys, value in plan.overrides:
+        written = f"{state.settings}: {'.'.join(keys)}"
+        if text.startswith(written):
+            return f"{as_given(keys, value)}{text.removeprefix(written)}"
+    return text
+
+
+def as_given(keys: tuple[str, ...], value: Any) -> str:
+    """Write an override as on the command line."""
+    return f"--set {'.'.join(keys)}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
+
+
 def _gpus(plan: Plan, state: StateDirectory) -> tuple[Gpu, ...]:
     if plan.gpus is not None:
         return plan.gpus
     if state.inventory.exists():
         return inventory.load(state.inventory)
-    raise InstallationError(
-        "no GPUs are declared: give --gpu KIND:MEMORY for each, such as `muxflow up --gpu T4:16GiB --gpu A100:40GiB`, "
-        f"or --gpus FILE with tables such as {inventory.EXAMPLE.strip()!r}"
-    )
+    raise NoGpusError(_DECLARE_GPUS)
 
 
 def _port(plan: Plan, before: ConnectionFile | None) -> int:
@@ -121,8 +152,15 @@ def _settings(plan: Plan, state: StateDirectory, port: int) -> dict[str, Any]:
         "executor": {"node": plan.node, "state_dir": str(state.executor), "inventory": str(state.inventory)},
     }
     for keys, value in plan.overrides:
+        if keys[0] not in _SECTIONS:
+            raise InstallationError(f"{as_given(keys, value)}: there is no section [{keys[0]}]; {_meant(keys[0])}")
         try:
             toml.assign(tree, keys, value)
         except ValueError as error:
             raise InstallationError(f"--set {error}") from None
     return tree
+
+
+def _meant(section: str) -> str:
+    close = difflib.get_close_matches(section, sorted(_SECTIONS), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(_SECTIONS))}"

@@ -8,12 +8,16 @@ stop them. The bound is kept from outside: a file that has grown too large is co
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 MAX_BYTES: Final = 16 * 2**20
 """Size at which a log file is put aside; at most twice as much is kept of each program."""
+
+_CALM: Final = ("debug", "info")
+_CALM_OF_SERVER: Final = re.compile(r"^\[\d+\] \S+ \S+ \[(INF|DBG|TRC)\]")
 
 
 def bound(log: Path, max_bytes: int = MAX_BYTES) -> bool:
@@ -37,7 +41,19 @@ def bound(log: Path, max_bytes: int = MAX_BYTES) -> bool:
 
 
 def last_words(log: Path, max_chars: int = 300) -> str:
-    """Give the last line of a log for people; empty if there is none."""
+    """Give the last line of a log for people, in one line; empty if there is none."""
+    return " ".join(_readable(_last_line(log)).split())[:max_chars]
+
+
+def complaint(log: Path) -> str:
+    """Give the last line of a log if it is a warning or an error, or was not logged at all, as what Python prints."""
+    line = _last_line(log)
+    if _CALM_OF_SERVER.search(line) or _fields(line).get("level") in _CALM:
+        return ""
+    return last_words(log)
+
+
+def _last_line(log: Path) -> str:
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
@@ -45,18 +61,22 @@ def last_words(log: Path, max_chars: int = 300) -> str:
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""
-    line = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return _readable(line)[:max_chars]
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _readable(line: str) -> str:
+    fields = _fields(line)
+    if "event" not in fields:
+        return line
+    return ": ".join(str(fields[key]) for key in ("event", "error") if fields.get(key))
+
+
+def _fields(line: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except ValueError:
-        return line
-    if not isinstance(fields, dict) or "event" not in fields:
-        return line
-    return ": ".join(str(fields[key]) for key in ("event", "error") if fields.get(key))
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 class Follower:

@@ -17,7 +17,7 @@ from muxflow.inventory import describe
 from muxflow.service import SUPERVISOR_VARIABLE
 from muxflow.settings import CONFIG_VARIABLE
 from muxflow.supervisor import journal, server, storage
-from muxflow.supervisor.installation import Installation, Plan, install
+from muxflow.supervisor.installation import Installation, Plan, blame, install
 from muxflow.supervisor.processes import Keeper, Program
 from muxflow.supervisor.reports import Ready, Report, Stopped, Stopping, Stuck, Waiting
 from muxflow.supervisor.services import SERVICES, ServiceEntry
@@ -121,6 +121,7 @@ class Machine:
             if keeper.starts >= STARTS_TO_GIVE_UP:
                 name, log = keeper.program.name, keeper.program.log
                 words = server.last_words(log) if name == server.NAME else journal.last_words(log)
+                words = blame(words, self._plan, self._state)
                 raise SupervisorError(f"{name} does not start: {words} (log: {log})")
 
     async def _watch(self, installation: Installation) -> None:

@@ -19,13 +19,16 @@ import msgspec
 
 from muxflow.bus.embedded import greets
 from muxflow.supervisor import loopback_http
-from muxflow.supervisor.journal import last_words
+from muxflow.supervisor.journal import complaint
 from muxflow.supervisor.reports import Ended, Report, Restarting, Started
 
 FIRST_DELAY_S: Final = 0.2
 LONGEST_DELAY_S: Final = 10.0
 SETTLED_S: Final = 30.0
 """A program that ran this long is not in a crash loop: its next pause is the first one again."""
+
+_FROM_OUTSIDE: Final = tuple(-number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+"""Return codes of programs that somebody killed: their log does not say why."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -138,7 +141,7 @@ class Keeper:
             else:
                 delay_s = next_delay_s(delay_s, time.monotonic() - began_s)
                 how = _describe(process.returncode or 0) if process is not None else "could not be started"
-                words = last_words(self.program.log)
+                words = "" if process and process.returncode in _FROM_OUTSIDE else complaint(self.program.log)
                 self._report(Ended(name=self.program.name, how=how, last_words=words, restart_in_s=delay_s))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), delay_s)

@@ -25,7 +25,7 @@ class Ended(Report, frozen=True, kw_only=True):
     name: str
     how: str
     last_words: str
-    """Last line of its log; empty if there is none."""
+    """Last line of its log, if that is a warning or an error and nobody killed it; else empty."""
     restart_in_s: float
 
 

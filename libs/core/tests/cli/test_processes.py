@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -85,6 +86,26 @@ async def test_the_last_line_of_the_log_is_told_with_the_end(tmp_path: Path) -> 
         await one.until(lambda: len(one.ends()) == 1)
         assert one.ends()[0].how == "ended with exit code 1"
         assert one.ends()[0].last_words == "settings.toml: leas_s: unknown key"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo settings are wrong; kill -KILL $$",
+        """echo '{"event": "starting", "level": "info"}'; exit 1""",
+        "echo '[7] 2025/01/31 10:00:00.000000 [INF] Server is ready'; exit 1",
+    ],
+)
+async def test_a_line_that_is_not_the_cause_is_not_told_with_the_end(tmp_path: Path, script: str) -> None:
+    async with kept(tmp_path, script) as one:
+        await one.until(lambda: len(one.ends()) == 1)
+        assert one.ends()[0].last_words == ""
+
+
+def test_an_error_in_several_lines_is_told_in_one(tmp_path: Path) -> None:
+    log = tmp_path / "it.log"
+    log.write_text(json.dumps({"event": "failed", "level": "error", "error": "first\n\n  second"}) + "\n\n")
+    assert journal.complaint(log) == "failed: first second"
 
 
 async def test_a_program_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
