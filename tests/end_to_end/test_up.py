@@ -180,6 +180,12 @@ def test_status_says_why_a_job_does_not_run_and_how_it_came_there(machine: Machi
     assert machine.json("status", "huge")["waiting"]
 
 
+def test_who_asks_for_a_job_that_is_not_there_is_told_where_rejections_are(machine: Machine) -> None:
+    done = machine.run("status", "nowhere")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "`muxflow events jobs.rejected`" in done.stderr
+
+
 def test_jobs_are_listed_newest_first_and_by_state(machine: Machine) -> None:
     given(machine, "older", "true", ended=True)
     given(machine, "newer", "true", ended=True)

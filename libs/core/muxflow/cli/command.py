@@ -34,7 +34,14 @@ TRACEBACK_VARIABLE: Final = "MUXFLOW_TRACEBACK"
 
 _PANEL: Final = "Connection"
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, with times in nanoseconds, instead of tables.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print JSON instead of tables, times in nanoseconds: lists are one document, "
+        "streams (events, alerts, logs, up) one object per line.",
+    ),
+]
 TenantOption = Annotated[
     str | None, typer.Option(help="Act in this tenant. Default: all where that makes sense, else 'default'.")
 ]

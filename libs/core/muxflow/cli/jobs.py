@@ -82,8 +82,13 @@ def _row(job: JobSummary, known: Mapping[str, str], *, tenants: bool) -> list[ou
 
 async def status(session: Session, *, job: JobArgument) -> None:
     """Say where a job is, why it is not running, and how it came there."""
+    from muxflow.client import NotFound
+
     async with session.connect() as client:
-        reply = await client.job(job)
+        try:
+            reply = await client.job(job)
+        except NotFound as error:
+            raise CommandError(f"{error}; was it rejected? See `muxflow events jobs.rejected`") from None
         known = {} if session.as_json else await gpus.names(client)
     if session.as_json:
         output.json(reply)
@@ -146,7 +151,7 @@ async def logs(
 ) -> None:
     """Print a job's output.
 
-    With --json, one object per piece and line; a piece's data is base64.
+    In JSON, a piece's data is base64.
     """
     async with session.connect() as client:
         async for piece in client.logs(job, attempt=attempt, follow=follow, notice=output.note):

@@ -58,6 +58,15 @@ def test_every_command_can_print_json(command: str) -> None:
     assert "--json" in CliRunner().invoke(build(), [*command.split(), "--help"]).stdout
 
 
+def test_help_says_what_is_used_up_and_what_is_not_there_yet() -> None:
+    def told(command: str) -> str:
+        return " ".join(CliRunner().invoke(build(), [command, "--help"], env={"COLUMNS": "200"}).stdout.split())
+
+    assert "A name is used up until its job is purged." in told("submit")
+    assert "Nothing raises alerts yet in this version" in told("alerts")
+    assert "lists are one document, streams (events, alerts, logs, up) one object per line" in told("jobs")
+
+
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys; from muxflow.cli.app import build; build(); "
