@@ -83,7 +83,7 @@ async def submit(
         try:
             results = await waiting
         except asyncio.CancelledError:
-            _tell_what_goes_on([each.handle for each in submissions])
+            _tell_what_goes_on(submissions)
             raise
     if session.as_json:
         output.json(results)
@@ -160,9 +160,12 @@ def _as_it_was(record: JobRecord) -> Submitted:
 def _what_is_there(record: JobRecord) -> str:
     from muxflow.contracts import JobState
 
-    ago = f" {age(record.changed_ns)} ago" if record.state.terminal else ""
-    why = f" ({record.reason})" if record.reason and record.state is not JobState.FINISHED else ""
-    return f"already there: {record.state.value}{ago}{why}; nothing was started"
+    how = record.state.value
+    if record.state.terminal:
+        how += f" {age(record.changed_ns)} ago"
+    if record.state is JobState.FAILED:
+        how += f" ({record.reason})"
+    return f"already there: {how}; nothing was started"
 
 
 def _how_it_is(result: Submitted) -> str:
@@ -217,11 +220,11 @@ async def _tell_why_it_waits(handle: JobHandle) -> None:
         await asyncio.sleep(_WAITS_EVERY_S)
 
 
-def _tell_what_goes_on(handles: list[JobHandle]) -> None:
-    for handle in handles:
-        if not handle.ended:
-            name = f"{handle.tenant}/{handle.job}"
-            output.note(f"{name} stays in the queue, or goes on running; to stop it for good: muxflow cancel {name}")
+def _tell_what_goes_on(submissions: list[Submission]) -> None:
+    for each in submissions:
+        if not each.handle.ended and not (each.before and each.before.state.terminal):
+            name = f"{each.handle.tenant}/{each.handle.job}"
+            output.note(f"{name} stays in the queue, or runs on; to end it: muxflow cancel {name}")
 
 
 def _result(handle: JobHandle, state: str, reason: str = "") -> Submitted:
