@@ -71,9 +71,8 @@ def find_shim(directory: Path) -> ProcessRecord | None:
     """Find the shim of an attempt whose ``shim.json`` cannot be read: it has made the directory its own."""
     for pid in _pids():
         with contextlib.suppress(OSError):
-            if (_PROC / str(pid) / "cwd").samefile(directory) and b"muxflow_executor.shim" in (
-                _PROC / str(pid) / "cmdline"
-            ).read_bytes():
+            called = (_PROC / str(pid) / "comm").read_text().strip()
+            if called == "muxflow-shim" and (_PROC / str(pid) / "cwd").samefile(directory):
                 return ProcessRecord(**records.identity(pid))
     return None
 

@@ -102,6 +102,17 @@ async def test_killed_shim_takes_its_program_along_and_the_exit_is_lost(node: No
     assert not alive(int((tmp_path / "daemon").read_text()))
 
 
+async def test_shim_killed_while_no_executor_runs_leaves_nothing_all_the_same(node: Node, tmp_path: Path) -> None:
+    """Else something of this attempt could live on while the next one runs on another node."""
+    node.start("sh", "-c", f"setsid sleep 1000 & echo $! > {tmp_path}/daemon; echo ready; sleep 1000")
+    pid = (await node.fact(RunStarted)).pid
+    await until(lambda: node.output() == "ready\n")
+    await node.runner.close()
+    os.kill(node.shim_pid(), signal.SIGKILL)
+    daemon = int((tmp_path / "daemon").read_text())
+    await until(lambda: not alive(pid) and not alive(daemon), 5)
+
+
 async def test_shim_and_executor_killed_together_leave_nothing_after_the_restart(node: Node, tmp_path: Path) -> None:
     node.start("sh", "-c", f"(sleep 1000 & echo $! > {tmp_path}/child); echo ready; sleep 1000")
     pid = (await node.fact(RunStarted)).pid

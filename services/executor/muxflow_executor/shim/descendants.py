@@ -45,9 +45,7 @@ def end_all(cgroup: str | None) -> None:
 
 def kill_all(cgroup: str | None) -> bool:
     """SIGKILL every process below this one; False when there is none that we may kill."""
-    if cgroup is not None:
-        with contextlib.suppress(OSError), open(f"{cgroup}/cgroup.kill", "w", encoding="ascii") as file:
-            file.write("1")
+    kill_cgroup(cgroup)
     found = False
     for pid in below(os.getpid()):
         try:
@@ -58,6 +56,13 @@ def kill_all(cgroup: str | None) -> bool:
         except PermissionError:  # a set-user-ID program: only its owner may end it
             continue
     return found
+
+
+def kill_cgroup(cgroup: str | None) -> None:
+    """SIGKILL everything in the attempt's cgroup, where it has one."""
+    if cgroup is not None:
+        with contextlib.suppress(OSError), open(f"{cgroup}/cgroup.kill", "w", encoding="ascii") as file:
+            file.write("1")
 
 
 def below(root: int) -> list[int]:

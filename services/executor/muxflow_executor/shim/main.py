@@ -10,7 +10,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from muxflow_executor.shim import descendants, program
+from muxflow_executor.shim import descendants, guard, program
 from muxflow_executor.shim.handover import receive
 from muxflow_executor.shim.output import Output
 from muxflow_executor.shim.records import asked_to_stop, boot_id, boottime_ns, claim, identity, read_json, write_json
@@ -54,6 +54,7 @@ def run_attempt() -> None:
         finish(refusal, started_ns=0, ended_ns=time.time_ns())
         return
 
+    guard.post(b"MUXFLOW_RUN_ID=" + environment.get(b"MUXFLOW_RUN_ID", b""), order["cgroup"])
     output = Output(order["log_bytes"])
     descendants.adopt_orphans()
     started_ns = time.time_ns()
