@@ -41,7 +41,7 @@ LEASES = {
 class Service:
     """One service process; it can be killed and started again."""
 
-    def __init__(self, name: str, module: str, env: Mapping[str, str], log: Path, python: str) -> None:
+    def __init__(self, name: str, module: str, env: Mapping[str, str], log: Path, python: str = sys.executable) -> None:
         self.name = name
         self.log = log
         self._argv = [python, "-m", module]
