@@ -15,7 +15,7 @@ from muxflow.contracts import Attempt, Purpose, Slot
 from muxflow_executor import spare
 from muxflow_executor.attempts import AttemptDirectory, AttemptStore, Ended, Intent, Order
 from muxflow_executor.environment import SecretError, environment_of
-from muxflow_executor.shim.records import boot_id
+from muxflow_executor.shim.records import boot_id, shorten
 
 _LEASE_LOOKS: Final = 8
 _LEASE_LOOK_MIN_S: Final = 0.05
@@ -135,4 +135,4 @@ class Launcher:
 
 def never_started(error: str) -> Ended:
     """Make the exit of a program that could not be started."""
-    return Ended(error=error, ended_ns=time.time_ns(), boot_id=boot_id())
+    return Ended(error=shorten(error), ended_ns=time.time_ns(), boot_id=boot_id())

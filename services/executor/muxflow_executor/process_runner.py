@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from muxflow.contracts import Attempt, RunCheckpointed, RunEvent, RunEvicted, RunExited, RunStarted, Slot, StopCause
 from muxflow_decisions.node import LocalAttempt
 from muxflow_executor import checkpoints, spare
 from muxflow_executor.attempts import AttemptDirectory, AttemptStore, Ended, ProcessRecord, Started, StopRequest
-from muxflow_executor.launch import Launcher, RunnerSettings
+from muxflow_executor.launch import Launcher, RunnerSettings, never_started
 from muxflow_executor.processes import alive, send
 from muxflow_executor.recovery import recover
 from muxflow_executor.run import Run, readable
-from muxflow_executor.shim.records import boot_id
+from muxflow_executor.shim.records import boot_id, shorten
 
 log = structlog.get_logger()
 
@@ -84,7 +85,9 @@ class ProcessRunner:
         if run is None or run.stopping or run.ended is not None:
             return False
         run.stopping = True
-        self._spawn(self._stop(run, StopRequest(cause=cause, reason=reason), may_save=cause is not StopCause.LEASE))
+        self._spawn(
+            self._stop(run, StopRequest(cause=cause, reason=shorten(reason)), may_save=cause is not StopCause.LEASE)
+        )
         return True
 
     def decline(self, attempt: Attempt, gpu: str, cause: StopCause, reason: str) -> None:
@@ -130,7 +133,7 @@ class ProcessRunner:
             await self._follow(run, directory, shim)
 
     async def _refuse(self, run: Run, cause: StopCause, reason: str) -> None:
-        ended = Ended(error=f"not started: {reason}", stopped_by=cause, ended_ns=time.time_ns(), boot_id=boot_id())
+        ended = msgspec.structs.replace(never_started(f"not started: {reason}"), stopped_by=cause)
         try:
             run.directory = await asyncio.to_thread(self._launcher.refuse, run.attempt, run.gpu, ended)
         except FileExistsError:

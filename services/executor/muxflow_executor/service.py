@@ -114,7 +114,7 @@ class Executor(Service[ExecutorSettings]):
         self._metrics.observe(self._runner, self._lease)
         self.health.require("lease", lambda: None if self._lease.session else "the node's lease is not held")
         self._outbox.on_delivered(self._delivered)
-        self._outbox.drain_to(self.bus)
+        self._outbox.drain_to(self.bus, on_failure=self.fail)
         self._opened = True
         self.spawn(self._store_facts(), name="facts")
         self.spawn(self._obey(), name="obey")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from executing_node import Node, alive, python, slot_of, until
-from muxflow.contracts import ExitStatus, RunExited, RunStarted, StopCause
+from muxflow.contracts import ExitStatus, RunEvicted, RunExited, RunStarted, StopCause
 
 
 async def test_exit_code_is_told_as_it_was(node: Node) -> None:
@@ -40,6 +40,22 @@ async def test_missing_command_is_an_error_that_names_it(node: Node) -> None:
     exited = await node.exit_of("no-such-program", "--flag")
     assert exited.exit == ExitStatus(error="command not found: 'no-such-program'")
     assert exited.started_ns == 0
+
+
+async def test_error_that_names_something_huge_is_cut(node: Node) -> None:
+    exited = await node.exit_of("x" * 110_000)
+    assert str(exited.exit.error).endswith("xxx…")
+    assert len(str(exited.exit.error)) == 2_000
+
+
+async def test_reasons_that_are_too_long_are_cut(node: Node) -> None:
+    declined = slot_of("true", job="declined")
+    node.runner.decline(declined.key, "GPU-1", StopCause.DECISION, "x" * 100_000)
+    assert len((await node.fact(RunExited, "declined")).exit.error) == 2_000
+    stopped = node.start("sleep", "1000")
+    await node.fact(RunStarted)
+    node.runner.stop(stopped.key, StopCause.DECISION, "x" * 100_000)
+    assert len((await node.fact(RunEvicted)).reason) == 2_000
 
 
 async def test_file_that_is_not_executable_is_an_error(node: Node, tmp_path: Path) -> None:

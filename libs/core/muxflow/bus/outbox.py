@@ -33,6 +33,8 @@ create table if not exists outbox (
 ) strict
 """
 _REFUSED_WAIT_S: Final = 10.0
+_AWAY_WAIT_S: Final = 0.1
+_DISK_WAIT_S: Final = 1.0
 
 
 class _Row(NamedTuple):
@@ -61,11 +63,16 @@ class Outbox:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._rows: dict[int, _Row] = {}
+        self._retry_at: dict[int, float] = {}
+        """Events that the bus has refused, and when to try them again; they hold up no others meanwhile."""
+        self._acked: list[int] = []
+        """Events that the bus has, and the disk has not let go of."""
         self._bytes = 0
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._drainer: asyncio.Task[None] | None = None
         self._more = asyncio.Event()
+        self._complained = False
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._on_delivered: list[Callable[[str], object]] = []
 
@@ -104,9 +111,18 @@ class Outbox:
         self._more.set()
         return event.id
 
-    def drain_to(self, bus: Bus) -> None:
-        """Begin to publish what is stored, in order, and all that comes."""
+    def drain_to(self, bus: Bus, *, on_failure: Callable[[BaseException], object] | None = None) -> None:
+        """Begin to publish what is stored, in order, and all that comes. `on_failure` is told if that ever ends.
+
+        An event that the bus refuses is tried again later; it is never dropped, and the others go on.
+        """
         self._drainer = asyncio.get_running_loop().create_task(self._drain(bus), name="outbox")
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None and on_failure is not None:
+                on_failure(error)
+
+        self._drainer.add_done_callback(ended)
 
     def on_delivered(self, callback: Callable[[str], object]) -> None:
         """Call back with the id of each event that the bus has acked."""
@@ -127,10 +143,9 @@ class Outbox:
 
     async def _drain(self, bus: Bus) -> None:
         while True:
-            row = next(iter(self._rows.values()), None)
+            row = self._next()
             if row is None:
-                self._more.clear()
-                await self._more.wait()
+                await self._idle()
                 continue
             try:
                 await bus.publish_raw(row.address, row.data, message_id=row.event)
@@ -139,16 +154,49 @@ class Outbox:
                 await asyncio.sleep(_REFUSED_WAIT_S)
                 continue
             except PublishRefused as refused:
-                log.error("event dropped", subject=row.address, reason=str(refused))  # noqa: TRY400
+                if row.number not in self._retry_at:
+                    log.error("event refused, trying it again", subject=row.address, reason=str(refused))  # noqa: TRY400
+                self._retry_at[row.number] = time.monotonic() + _REFUSED_WAIT_S
+                continue
             except BusError as error:
                 log.debug("outbox waits", reason=str(error))
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(_AWAY_WAIT_S)
                 continue
-            await self._run("delete from outbox where number = ?", (row.number,))
+            self._acked.append(row.number)
             self._forget(row)
+            await self._delete_acked()
+
+    def _next(self) -> _Row | None:
+        now = time.monotonic()
+        return next((row for row in self._rows.values() if self._retry_at.get(row.number, 0.0) <= now), None)
+
+    async def _idle(self) -> None:
+        """Wait for the next event, or for the time to try again what did not work."""
+        self._more.clear()
+        waits = [at - time.monotonic() for at in self._retry_at.values()]
+        if self._acked:
+            waits.append(_DISK_WAIT_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(waits)) if waits else None):
+                await self._more.wait()
+        await self._delete_acked()
+
+    async def _delete_acked(self) -> None:
+        """Drop from the disk what the bus has. Until the disk lets it go it may be published again: no harm."""
+        try:
+            for number in tuple(self._acked):
+                await self._run("delete from outbox where number = ?", (number,))
+                self._acked.remove(number)
+        except sqlite3.Error as error:
+            if not self._complained:
+                log.error("outbox cannot drop what is published, trying again", error=str(error))  # noqa: TRY400
+            self._complained = True
+        else:
+            self._complained = False
 
     def _forget(self, row: _Row) -> None:
         del self._rows[row.number]
+        self._retry_at.pop(row.number, None)
         self._bytes -= len(row.data)
         waiting = self._waiting.pop(row.event, None)
         if waiting is not None and not waiting.done():
@@ -209,7 +257,7 @@ def _commit(database: sqlite3.Connection, batch: list[_Job]) -> None:
         database.execute("begin immediate")
         numbers = [database.execute(job.statement, job.arguments).lastrowid for job in batch]
         database.execute("commit")
-    except sqlite3.Error as error:
+    except Exception as error:  # noqa: BLE001 - raised to whoever waits; the thread must go on
         with contextlib.suppress(sqlite3.Error):
             database.execute("rollback")
         for job in batch:

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from muxflow.bus import Bus, Outbox, OutboxFull
+from muxflow.bus import Bus, Outbox, OutboxFull, PublishRefused
 from muxflow.contracts import GpuDecision
 from muxflow.contracts.catalogue import DECISIONS
 from muxflow.testing import TestServer
@@ -132,14 +133,74 @@ async def test_a_file_that_is_no_database_is_refused_at_once(tmp_path: Path) -> 
         await Outbox(path, source="executor@n").open()
 
 
-async def test_an_event_that_the_bus_can_never_take_does_not_hold_up_the_others(bus: Bus, tmp_path: Path) -> None:
+async def test_a_refused_event_is_kept_and_tried_again_and_does_not_hold_up_the_others(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("muxflow.bus.outbox._REFUSED_WAIT_S", 0.05)
+    tries: list[str] = []
+    publish, refusing = bus.publish_raw, True
+
+    async def publish_raw(address: str, data: bytes, **options: Any) -> Any:
+        if refusing and '"generation":1,' in data.decode():
+            tries.append(address)
+            raise PublishRefused(0, "not today")
+        return await publish(address, data, **options)
+
+    monkeypatch.setattr(bus, "publish_raw", publish_raw)
     outbox = Outbox(tmp_path / "outbox.sqlite", source="executor@n")
     await outbox.open()
-    await outbox.put(
-        DECISIONS, GpuDecision(node="n", gpu="g", term=1, generation=1, cause="x" * (3 << 20)), node="n", gpu="g"
-    )
-    event_id = await outbox.put(DECISIONS, decision(2), node="n", gpu="g")
+    refused = await outbox.put(DECISIONS, decision(1), node="n", gpu="g1")
+    other = await outbox.put(DECISIONS, decision(2), node="n", gpu="g2")
     outbox.drain_to(bus)
-    await asyncio.wait_for(outbox.delivered(event_id), 10)
-    assert outbox.pending == 0
+    await asyncio.wait_for(outbox.delivered(other), 10)
+    await until(lambda: len(tries) > 2)
+    assert outbox.pending == 1
+    refusing = False
+    await asyncio.wait_for(outbox.delivered(refused), 10)
+    await outbox.close()
+
+
+async def test_a_disk_that_takes_nothing_for_a_while_stops_no_publishing(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("muxflow.bus.outbox._DISK_WAIT_S", 0.05)
+    outbox = Outbox(tmp_path / "outbox.sqlite", source="executor@n")
+    await outbox.open()
+    ids = [await outbox.put(DECISIONS, decision(number), node="n", gpu=f"g{number}") for number in (1, 2)]
+    locker = sqlite3.connect(tmp_path / "outbox.sqlite", isolation_level=None)
+    failures: list[BaseException] = []
+    run, failing = outbox._run, True
+
+    async def refuse(statement: str, arguments: tuple[object, ...]) -> int:
+        if failing:
+            raise sqlite3.OperationalError("database or disk is full")
+        return await run(statement, arguments)
+
+    monkeypatch.setattr(outbox, "_run", refuse)
+    outbox.drain_to(bus, on_failure=failures.append)
+    for event_id in ids:
+        await asyncio.wait_for(outbox.delivered(event_id), 10)
+    assert locker.execute("select count(*) from outbox").fetchone() == (2,)
+    failing = False
+    await until(lambda: locker.execute("select count(*) from outbox").fetchone() == (0,))
+    locker.close()
+    assert failures == []
+    await outbox.close()
+
+
+async def test_an_outbox_that_ends_by_a_fault_tells_it(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[BaseException] = []
+    fault = RuntimeError("a fault of ours")
+
+    async def publish_raw(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(bus, "publish_raw", publish_raw)
+    outbox = Outbox(tmp_path / "outbox.sqlite", source="executor@n")
+    await outbox.open()
+    await outbox.put(DECISIONS, decision(1), node="n", gpu="g")
+    outbox.drain_to(bus, on_failure=failures.append)
+    await until(lambda: failures == [fault])
     await outbox.close()

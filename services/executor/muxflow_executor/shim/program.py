@@ -9,6 +9,7 @@ import signal
 from typing import TYPE_CHECKING, NoReturn
 
 from muxflow_executor.shim.descendants import die_with_parent, fork_into, make_cgroup
+from muxflow_executor.shim.records import shorten
 
 if TYPE_CHECKING:
     from typing import Any
@@ -31,7 +32,7 @@ def start(order: dict[str, Any], environment: dict[bytes, bytes], output: Output
         return pid, None
     os.waitpid(pid, 0)
     step, number = failure.decode().split()
-    return pid, _explain(step, int(number), order)
+    return pid, shorten(_explain(step, int(number), order))
 
 
 def _become_program(order: dict[str, Any], environment: dict[bytes, bytes], output_fd: int, failed_fd: int) -> NoReturn:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from typing import Any
+TEXT_CHARACTERS: Final = 2_000
+"""Bound on every free text that leaves the node, so that no event grows too large to be published."""
+
+
+def shorten(text: str) -> str:
+    """Cut a text for people that is too long; an ellipsis says so."""
+    return text if len(text) <= TEXT_CHARACTERS else f"{text[: TEXT_CHARACTERS - 1]}…"
 
 
 def claim(directory: str) -> bool:
