@@ -30,6 +30,7 @@ from nats.aio.msg import Msg
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
+from muxflow import logs
 from muxflow.bus import Bus, Message
 from muxflow.bus.credentials import Principal
 from muxflow.contracts import (
@@ -47,6 +48,7 @@ from muxflow.contracts import (
     encode,
 )
 from muxflow.contracts.catalogue import DECISIONS, JOBS_ACCEPTED, JOBS_SUBMIT, RUNS_EXITED, TELEMETRY
+from muxflow.settings import LogSettings
 from world import World
 
 NODE = "bench"
@@ -322,6 +324,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
+    logs.configure(LogSettings(level="error"), service="bench")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies all counts; 0.1 is a quick look")
     figures = asyncio.run(measure(parser.parse_args()))
