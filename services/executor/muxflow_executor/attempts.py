@@ -39,6 +39,8 @@ log = structlog.get_logger()
 
 _NAME_BYTES_MAX: Final = 200
 _FINGERPRINT_CHARACTERS: Final = 32
+_SUBMISSION_CHARACTERS: Final = 16
+_SUBMISSION: Final = "submission.json"
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +68,8 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     """Mark in the environment of every process of the attempt: `MUXFLOW_RUN_ID`."""
     boot_id: str
     created_ns: TimeNs
+    submission_id: str = ""
+    """Which submission of the job this is an attempt of."""
     purpose: Purpose = Purpose.RUN
     checkpoint: Checkpoint | None = None
     order: Order | None = None
@@ -108,6 +112,12 @@ class Ended(ExitStatus, frozen=True, kw_only=True):
     def status(self) -> ExitStatus:
         """The part that travels."""
         return ExitStatus(**{name: getattr(self, name) for name in ExitStatus.__struct_fields__})
+
+
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose output it is, kept with it."""
+
+    submission_id: str = ""
 
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -196,7 +206,7 @@ class AttemptStore:
         """
         path = self.path_of(intent.attempt)
         unfinished = path.with_name(f".new-{path.name}")
-        if path.exists() or (self._ended / path.name).exists():
+        if path.exists() or self._ended_before(intent):
             raise FileExistsError(f"{intent.attempt} is recorded already")
         try:
             unfinished.mkdir(mode=0o700)
@@ -210,6 +220,21 @@ class AttemptStore:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         return AttemptDirectory(path, intent)
+
+    def _ended_before(self, intent: Intent) -> bool:
+        """Whether this very attempt has ended here. One of an earlier job of the same name makes room."""
+        kept = self._ended / directory_name(intent.attempt)
+        if not kept.exists():
+            return False
+        known = read_record(kept / _SUBMISSION, Submission)
+        if known is None or known.submission_id == intent.submission_id or not intent.submission_id:
+            return True
+        for output in self._ended.iterdir():  # later attempts of that job would be taken for newer ones
+            prefix, _, number = output.name.rpartition(".")
+            same_job = number.isdigit() and prefix == directory_prefix(intent.attempt.tenant, intent.attempt.job)
+            if same_job and read_record(output / _SUBMISSION, Submission) == known:
+                shutil.rmtree(output, ignore_errors=True)
+        return False
 
     def scan(self) -> Iterator[AttemptDirectory]:
         """Find every attempt. One whose intent cannot be read is rebuilt from its directory's name."""
@@ -225,12 +250,13 @@ class AttemptStore:
     def forget(self, directory: AttemptDirectory) -> None:
         """Drop the record of an attempt; its output stays for a while. Raises OSError."""
         kept = self._ended / directory.path.name
+        write_record(directory.path / _SUBMISSION, Submission(submission_id=directory.intent.submission_id))
         directory.path.rename(kept)
         os.utime(kept)
         for path in kept.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
-            elif not path.name.startswith((SEGMENT, "exit.json")):
+            elif not path.name.startswith((SEGMENT, "exit.json", _SUBMISSION)):
                 path.unlink(missing_ok=True)
 
     def output_of(self, tenant: str, job: str, attempt: int | None) -> tuple[int, Path] | None:
@@ -261,9 +287,9 @@ class AttemptStore:
                     found.add(known.tenant)
         return found
 
-    def checkpoint_dir(self, tenant: str, job: str) -> Path:
+    def checkpoint_dir(self, tenant: str, job: str, submission_id: str) -> Path:
         """Where a job keeps its state from one attempt on this node to the next. Raises OSError."""
-        path = self._checkpoints / directory_prefix(tenant, job)
+        path = self._checkpoints / checkpoint_name(tenant, job, submission_id)
         path.mkdir(mode=0o700, exist_ok=True)
         os.utime(path)
         return path
@@ -276,7 +302,7 @@ class AttemptStore:
             total += sum(file.stat().st_size for file in path.glob(f"{SEGMENT}*"))
             if position >= outputs or total > output_bytes:
                 shutil.rmtree(path, ignore_errors=True)
-        used = {directory_prefix(found.key.tenant, found.key.job) for found in self.scan()}
+        used = {checkpoint_name(found.key.tenant, found.key.job, found.intent.submission_id) for found in self.scan()}
         for path in self._checkpoints.iterdir():
             if path.name not in used and _age_s(path) > checkpoint_age_s:
                 shutil.rmtree(path, ignore_errors=True)
@@ -289,6 +315,14 @@ def directory_prefix(tenant: str, job: str) -> str:
         return name
     fingerprint = hashlib.sha256(name.encode()).hexdigest()[:_FINGERPRINT_CHARACTERS]
     return f"{name[: _NAME_BYTES_MAX - _FINGERPRINT_CHARACTERS]}~{fingerprint}"
+
+
+def checkpoint_name(tenant: str, job: str, submission_id: str) -> str:
+    """Name a job's checkpoint directory: another submission under the same name has another one."""
+    name = directory_prefix(tenant, job)
+    if not submission_id:
+        return name
+    return f"{name}~{hashlib.sha256(submission_id.encode()).hexdigest()[:_SUBMISSION_CHARACTERS]}"
 
 
 def directory_name(attempt: Attempt) -> str:

@@ -67,7 +67,7 @@ class Launcher:
                 gpu=gpu,
                 run_id=intent.run_id,
                 secrets_dir=self._settings.secrets_dir,
-                checkpoint_dir=self._store.checkpoint_dir(slot.tenant, slot.job),
+                checkpoint_dir=self._store.checkpoint_dir(slot.tenant, slot.job, slot.submission_id),
                 checkpoint_mark=path / "checkpointed",
             )
         except SecretError as error:
@@ -114,6 +114,7 @@ class Launcher:
             run_id=run_id,
             boot_id=boot_id(),
             created_ns=time.time_ns(),
+            submission_id=slot.submission_id if slot is not None else "",
             purpose=slot.purpose if slot is not None else Purpose.RUN,
             checkpoint=slot.launch.checkpoint if slot is not None else None,
             order=self._order(slot, run_id) if slot is not None else None,

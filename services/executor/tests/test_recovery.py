@@ -83,11 +83,31 @@ async def test_forgotten_attempt_leaves_its_output_and_is_never_started_again(no
     node.runner.forget(slot.key)
     await until(lambda: not node.runner.runs)
     kept = sorted(path.name for path in (node.state_dir / "ended" / "default.job.1").iterdir())
-    assert kept == ["exit.json", "output.0000000000000000"]
+    assert kept == ["exit.json", "output.0000000000000000", "submission.json"]
     node.told.clear()
     node.runner.start(slot, GPU)
     assert (await node.fact(RunExited)).exit.lost
     assert (tmp_path / "starts").read_text() == "x\n"
+
+
+async def test_job_submitted_anew_under_an_old_name_runs_and_inherits_nothing(node: Node) -> None:
+    command = ("sh", "-c", 'cat "$MUXFLOW_CHECKPOINT_DIR/state"; echo saved > "$MUXFLOW_CHECKPOINT_DIR/state"')
+    first = msgspec.structs.replace(slot_of(*command), submission_id="s1")
+    for slot in (first, msgspec.structs.replace(first, attempt=2)):
+        node.runner.start(slot, GPU)
+        await node.fact(RunExited)
+        node.told.clear()
+        node.runner.forget(slot.key)
+        await until(lambda: not node.runner.runs)
+    anew = msgspec.structs.replace(first, submission_id="s2")
+    node.runner.start(anew, GPU)
+    assert (await node.fact(RunExited)).exit.succeeded
+    node.runner.forget(anew.key)
+    await until(lambda: not node.runner.runs)
+    found = node.store.output_of("default", "job", None)
+    assert found is not None
+    assert found[0] == 1
+    assert "No such file" in (found[1] / "output.0000000000000000").read_text()
 
 
 async def test_killed_shim_takes_its_program_along_and_the_exit_is_lost(node: Node, tmp_path: Path) -> None:
@@ -365,7 +385,7 @@ def test_checkpoints_go_when_long_unused_and_no_attempt_of_the_job_is_here(tmp_p
     store = AttemptStore(tmp_path)
     store.prepare()
     for job in ("job", "gone"):
-        os.utime(store.checkpoint_dir("default", job), (1, 1))
+        os.utime(store.checkpoint_dir("default", job, ""), (1, 1))
     store.create(intent_of())
     store.prune(outputs=1, output_bytes=1, checkpoint_age_s=60)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["default.job"]

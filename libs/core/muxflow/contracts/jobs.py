@@ -330,6 +330,9 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     job: str
     attempt: Count
+    submission_id: str = ""
+    """`JobRecord.submission_id`: a job submitted anew under a name that is free again inherits nothing of the old one.
+    Empty when not known."""
     purpose: Purpose = Purpose.RUN
     memory_quota_bytes: Bytes
     sm_share_pct: ThreadPercentage | None = None

@@ -42,6 +42,7 @@ def _slot(record: JobRecord, placement: Placement) -> Slot:
         tenant=record.tenant,
         job=record.job,
         attempt=record.attempt,
+        submission_id=record.submission_id,
         purpose=placement.purpose,
         memory_quota_bytes=record.spec.gpu.memory_bytes,
         sm_share_pct=placement.sm_share_pct,
