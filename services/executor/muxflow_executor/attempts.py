@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -114,6 +115,12 @@ class Ended(ExitStatus, frozen=True, kw_only=True):
         return ExitStatus(**{name: getattr(self, name) for name in ExitStatus.__struct_fields__})
 
 
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """What tells this state directory from every other."""
+
+    mark: str
+
+
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """Whose output it is, kept with it."""
 
@@ -186,7 +193,16 @@ class AttemptStore:
     def __init__(self, state_dir: Path) -> None:
         self._attempts = state_dir / "attempts"
         self._ended = state_dir / "ended"
+        self._mark = state_dir / "mark.json"
         self._checkpoints = state_dir / "checkpoints"
+
+    def mark(self) -> str:
+        """Give the random mark of this state directory; the same as long as the directory is. Raises OSError."""
+        mark = read_record(self._mark, Mark)
+        if mark is None:
+            mark = Mark(mark=secrets.token_hex(8))
+            write_record(self._mark, mark)
+        return mark.mark
 
     def prepare(self) -> None:
         """Make the directories; drop what a killed executor had not finished making. Raises OSError."""

@@ -80,14 +80,16 @@ class NodeLease:
         before = self._sessions
         sessions = (*before, uuid.uuid4().hex)
         await asyncio.to_thread(write_record, self._session_file, Sessions(sessions=sessions))
-        complained = False
+        foreign_ns: int | None = None
         while True:
             with contextlib.suppress(BusError):
                 entry = await self._leases.get(self._key)
                 if entry is not None and entry.value.session not in sessions:
-                    if not complained:
+                    if foreign_ns is None:
                         log.error("another executor holds the lease of this node", node=self._node)
-                    complained = True
+                    foreign_ns = boottime_ns()
+                elif foreign_ns is not None and boottime_ns() < foreign_ns + self._after_foreign_ns:
+                    pass  # its attempts may be in their grace
                 elif await self._take(entry, sessions):
                     break
             await asyncio.sleep(self._pause_s)
@@ -177,6 +179,10 @@ class NodeLease:
 
     def _value(self, session: str) -> LeaseValue:
         return LeaseValue(node=self._node, boot_id=self._boot_id, session=session, time_ns=time.time_ns())
+
+    @property
+    def _after_foreign_ns(self) -> int:
+        return self._terms.grace_ns + self._terms.margin_ns
 
     @property
     def _pause_s(self) -> float:

@@ -13,10 +13,28 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from muxflow.contracts import Attempt, RunCheckpointed, RunEvent, RunEvicted, RunExited, RunStarted, Slot, StopCause
+from muxflow.contracts import (
+    Attempt,
+    RunCheckpointed,
+    RunEvent,
+    RunEvicted,
+    RunExited,
+    RunStarted,
+    Slot,
+    StopCause,
+    encode_token,
+)
 from muxflow_decisions.node import LocalAttempt
 from muxflow_executor import checkpoints, spare
-from muxflow_executor.attempts import AttemptDirectory, AttemptStore, Ended, ProcessRecord, Started, StopRequest
+from muxflow_executor.attempts import (
+    AttemptDirectory,
+    AttemptStore,
+    Ended,
+    ProcessRecord,
+    Started,
+    StopRequest,
+    directory_name,
+)
 from muxflow_executor.launch import Launcher, RunnerSettings, never_started
 from muxflow_executor.processes import alive, send
 from muxflow_executor.recovery import recover
@@ -43,6 +61,8 @@ class ProcessRunner:
         self._on_change = on_change
         self._launcher = Launcher(store, settings)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._prefix = ""
+        """Begins the ids of this node's facts; nobody else can guess it and publish under them before."""
         self._disk_complaint = ""
 
     @property
@@ -53,6 +73,7 @@ class ProcessRunner:
     async def open(self) -> None:
         """Take over what an earlier process left, then be ready to start. Raises OSError."""
         await asyncio.to_thread(self._store.prepare)
+        self._prefix = f"{await asyncio.to_thread(self._store.mark)}.{encode_token(self._settings.node)}"
         directories = await asyncio.to_thread(lambda: list(self._store.scan()))
         await asyncio.gather(*(self._adopt(directory) for directory in directories))
         await asyncio.to_thread(self._launcher.refill)
@@ -261,9 +282,10 @@ class ProcessRunner:
 
     def _tell(self, run: Run, kind: type[RunEvent], fact: str, **fields: Any) -> None:
         attempt = run.attempt
+        run_id = run.directory.intent.run_id if run.directory is not None else ""
         self.facts.put_nowait(
             kind(
-                id=f"{self._settings.node}.{attempt.tenant}.{attempt.job}.{attempt.attempt}.{fact}",
+                id=f"{self._prefix}.{directory_name(attempt)}.{run_id}.{fact}",
                 node=self._settings.node,
                 gpu=run.gpu,
                 tenant=attempt.tenant,
@@ -293,9 +315,11 @@ class ProcessRunner:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(run.over.wait(), (order.stop_grace_s if order is not None else 0) + _HUNG_S)
         program = directory.started()
-        if program is not None and alive(program):
-            log.error("the shim does not stop its program; killing both", attempt=str(run.attempt))
-            run.send(signal.SIGKILL)
+        if run.over.is_set() or (program is not None and not alive(program)):
+            return  # in the second case the shim only waits for the disk to take the exit
+        log.error("the shim does not stop its program; killing both", attempt=str(run.attempt))
+        run.send(signal.SIGKILL)
+        if program is not None:
             send(program, signal.SIGKILL)
 
     async def _save_before_stop(self, run: Run, directory: AttemptDirectory) -> None:

@@ -59,6 +59,7 @@ _SUBJECTS: Final[dict[type[RunEvent], Subject]] = {
 _SECOND_NS: Final = 1_000_000_000
 _RETRY_S: Final = 1.0
 _DELIVER_S: Final = 5.0
+_LOOK_S: Final = 0.02
 _PRUNE_EVERY_S: Final = 600.0
 
 
@@ -161,6 +162,7 @@ class Executor(Service[ExecutorSettings]):
             if not resumed:
                 self._wake.set()
                 await self._end_everything()
+                await self._facts_delivered()
                 await self._lease.begin()
             session = self._lease.session
             if session is None:
@@ -181,6 +183,19 @@ class Executor(Service[ExecutorSettings]):
         for attempt in self._runner.runs:
             self._stop(attempt, StopCause.LEASE, "the node's lease is lost")
         await self._runner.all_ended()
+
+    async def _facts_delivered(self) -> None:
+        """Let the ends of the last session be known before a new one is: else what had succeeded would run again.
+
+        Bounded while connected, so that a fact which disk or bus do not take keeps no node away.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DELIVER_S):
+                await self._runner.facts.join()
+        left_s = _DELIVER_S
+        while self._outbox.pending and left_s > 0:
+            await asyncio.sleep(_LOOK_S)
+            left_s -= _LOOK_S if self.bus.connected else 0
 
     async def _read_decisions(self, session: str) -> None:
         if self._reader is not None:

@@ -110,6 +110,19 @@ async def test_job_submitted_anew_under_an_old_name_runs_and_inherits_nothing(no
     assert "No such file" in (found[1] / "output.0000000000000000").read_text()
 
 
+async def test_facts_of_jobs_whose_names_join_to_the_same_have_ids_of_their_own(node: Node) -> None:
+    slots = [
+        msgspec.structs.replace(slot_of("true", job=job), tenant=tenant)
+        for tenant, job in (("team", "ml.train"), ("team.ml", "train"))
+    ]
+    ids = set()
+    for slot in slots:
+        node.runner.start(slot, GPU)
+        ids.add((await node.fact(RunExited, slot.job)).id)
+    assert len({ident.replace("=2E", ".").rsplit(".", 2)[0] for ident in ids}) == 1
+    assert len(ids) == 2
+
+
 async def test_killed_shim_takes_its_program_along_and_the_exit_is_lost(node: Node, tmp_path: Path) -> None:
     node.start("sh", "-c", f"setsid sleep 1000 & echo $! > {tmp_path}/daemon; echo ready; sleep 1000")
     pid = (await node.fact(RunStarted)).pid

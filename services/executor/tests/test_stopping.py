@@ -14,8 +14,14 @@ import pytest
 
 from executing_node import CHECKPOINT, SAVES_ON_SIGNAL, Node, alive, python, until
 from muxflow.contracts import RunCheckpointed, RunEvicted, RunExited, RunStarted, Slot, StopCause
+from muxflow_executor.run import Run
 
 IGNORES_SIGTERM = 'trap "" TERM; echo ready; while :; do sleep 0.05; done'
+
+
+def send_but_wake(run: Run, number: signal.Signals) -> None:
+    if number != signal.SIGCONT and run._pidfd is not None:
+        signal.pidfd_send_signal(run._pidfd, number)
 
 
 async def running(node: Node, slot: Slot) -> RunStarted:
@@ -64,6 +70,17 @@ async def test_frozen_shim_is_woken_to_stop(node: Node) -> None:
     os.kill(node.shim_pid(), signal.SIGSTOP)
     node.runner.stop(slot.key, StopCause.DECISION)
     assert (await node.fact(RunExited)).exit.signal == "SIGTERM"
+
+
+async def test_shim_that_never_gets_to_start_its_program_is_killed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the program lies on a file system that has gone away."""
+    monkeypatch.setattr("muxflow_executor.process_runner._HUNG_S", 0.2)
+    (waiting,) = node.processes()
+    os.kill(waiting, signal.SIGSTOP)
+    monkeypatch.setattr("muxflow_executor.run.Run.send", send_but_wake)
+    slot = node.start("sleep", "1000", stop_grace_s=0.1)
+    node.runner.stop(slot.key, StopCause.DECISION)
+    assert (await node.fact(RunExited)).exit.lost
 
 
 async def test_stop_before_the_program_started_keeps_it_from_starting_or_ends_it(node: Node) -> None:
@@ -122,7 +139,7 @@ async def test_job_is_asked_to_save_every_so_often(node: Node) -> None:
     slot = node.start(*python(SAVES_ON_SIGNAL), checkpoint=msgspec.structs.replace(CHECKPOINT, every_s=0.1))
     saved = await node.fact(RunCheckpointed)
     assert saved.asked_ns > 0
-    assert saved.id.startswith("node.a.default.job.1.checkpointed.")
+    assert ".node=2Ea.default.job.1." in saved.id
     node.runner.stop(slot.key, StopCause.LEASE)
 
 
