@@ -47,7 +47,10 @@ class Node:
         self.hold_lease(120)
 
     def _make_runner(self) -> ProcessRunner:
-        return ProcessRunner(self.store, self.settings, on_change=lambda: None)
+        return ProcessRunner(self.store, self.settings, on_change=lambda: None, on_failure=self._failed)
+
+    def _failed(self, error: BaseException) -> None:
+        raise error  # into the event loop's log; what waits for the task runs into its deadline
 
     async def restart(self) -> None:
         """As an executor that was killed and started again."""

@@ -52,13 +52,21 @@ _HUNG_S: Final = 10.0
 class ProcessRunner:
     """All attempts of one state directory. Their shims outlive it."""
 
-    def __init__(self, store: AttemptStore, settings: RunnerSettings, *, on_change: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        store: AttemptStore,
+        settings: RunnerSettings,
+        *,
+        on_change: Callable[[], object],
+        on_failure: Callable[[BaseException], object],
+    ) -> None:
         self.facts: asyncio.Queue[RunEvent] = asyncio.Queue()
         """What is to be published, in order. Ids derive from the facts: after a restart some come again."""
         self.runs: dict[Attempt, Run] = {}
         self._store = store
         self._settings = settings
         self._on_change = on_change
+        self._on_failure = on_failure
         self._launcher = Launcher(store, settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self._prefix = ""
@@ -366,8 +374,8 @@ class ProcessRunner:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("runner task failed", exc_info=task.exception())
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_failure(error)  # an attempt that nobody watches any more would wait for ever
 
 
 def _reap(pid: int) -> None:

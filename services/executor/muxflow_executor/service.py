@@ -102,7 +102,9 @@ class Executor(Service[ExecutorSettings]):
             self._lock = _lock(self._state_dir)
             self._cgroup = await asyncio.to_thread(cgroups.attempts_cgroup, self._state_dir)
             self._store = AttemptStore(self._state_dir)
-            self._runner = ProcessRunner(self._store, self._runner_settings(), on_change=self._wake.set)
+            self._runner = ProcessRunner(
+                self._store, self._runner_settings(), on_change=self._wake.set, on_failure=self.fail
+            )
             await self._runner.open()
             self._outbox = Outbox(self._state_dir / "outbox.db", source=self.bus.source)
             await self._outbox.open()
