@@ -55,8 +55,14 @@ class Ledger:
         last = max(self._revisions.values(), default=0)
         self._watch = self._bucket.writes(self._somebody_wrote, after=last)
 
-    def _somebody_wrote(self, entry: str, revision: int) -> None:
-        """A leader that was superseded, and does not know it yet, has written a record: ours are out of date."""
+    def _somebody_wrote(self, entry: str, revision: int, problem: msgspec.DecodeError | None) -> None:
+        """A leader that was superseded, and does not know it yet, has written a record: ours are out of date.
+
+        What nobody can read was written by no leader; it concerns us once we write that record.
+        """
+        if problem is not None:
+            self._damaged.add(entry)
+            return
         self._fail(Superseded(f"record {entry} was written by somebody else, revision {revision}"))
 
     def _fail(self, error: BaseException) -> None:

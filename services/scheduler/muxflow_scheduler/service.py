@@ -25,7 +25,7 @@ from muxflow_scheduler.settings import SchedulerSettings
 from muxflow_scheduler.term import Term
 
 _PAUSE_S: Final = 0.1
-_PAUSE_MAX_S: Final = 5.0
+_PAUSE_MAX_S: Final = 2.0
 _SETTLED_S: Final = 30.0
 """A term that lasted this long was no failure to take over."""
 

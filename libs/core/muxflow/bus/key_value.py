@@ -169,8 +169,10 @@ class KeyValue(Generic[V]):
         part.open()
         return Reader([part])
 
-    def writes(self, handler: Callable[[str, int], object], *, after: int) -> Reader:
-        """Call back with key and revision of every write by somebody else after this revision. Stop it when done.
+    def writes(self, handler: Callable[[str, int, msgspec.DecodeError | None], object], *, after: int) -> Reader:
+        """Call back with every write by somebody else after this revision. Stop it when done.
+
+        `handler` is given key and revision, and why the value cannot be read if it cannot.
 
         Deletions do not count. Ours are known by their message ids, which begin with `_writer`.
         """
@@ -180,7 +182,12 @@ class KeyValue(Generic[V]):
             if _OPERATION in headers or _REMOVED_BY_SERVER in headers:
                 return
             if not headers.get(MESSAGE_ID, "").startswith(self._writer):
-                handler(msg.subject.removeprefix(self._prefix), delivery.stream_sequence)
+                problem = None
+                try:
+                    self._decoder.decode(msg.data)
+                except msgspec.DecodeError as error:
+                    problem = error
+                handler(msg.subject.removeprefix(self._prefix), delivery.stream_sequence, problem)
 
         part = OrderedReader(
             self._connection,
