@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from muxflow.contracts.event import Bytes, Count, Event, Milliseconds, TimeNs
+from muxflow.contracts.event import Bytes, Count, Event, Milliseconds, Percent, TimeNs
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +28,8 @@ class NodeState(Event, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     runners: tuple[str, ...] = ("process",)
     """Ways this node can run a job: ``process``, ``docker``, ``kubelet``."""
+    watched: bool = False
+    """True where a monitor protects the GPUs: offline work is then placed only on those that it calls healthy."""
     draining: bool = False
     """True while the executor takes no new work because it is shutting down."""
 
@@ -60,3 +62,6 @@ class OnlineState(Event, frozen=True, kw_only=True):
     latency_target_ms: Milliseconds | None = None
     pids: tuple[Count, ...] = ()
     since_ns: TimeNs = 0
+    activity_peak_pct: Percent | None = None
+    """Highest online activity of the last minutes, in percent: the forecast for SM shares until a profile says more.
+    Null when it is not known."""

@@ -1,0 +1,1 @@
+"""One GPU's outside world: run directory, pages in shared memory, NVML readings, MPS control."""

@@ -1,0 +1,1 @@
+"""A simulated GPU at the driver boundary, for tests and for trying things out."""
