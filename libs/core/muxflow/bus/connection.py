@@ -138,9 +138,14 @@ class Connection:
         """Receive messages, over all connections to come."""
         interest = Interest(self, subject, queue, callback)
         self.interests.add(interest)
-        if self.connected:
-            with contextlib.suppress(Disconnected):
-                await interest.bind(self.client)
+        client = self._client
+        if client is not None and client.is_connected:
+            try:
+                await interest.bind(client)
+            except Exception:
+                if client.is_connected:
+                    raise
+                log.debug("the connection was lost while subscribing", subject=subject)  # the next one subscribes
         return interest
 
     async def subscribe_confirmed(self, subject: str, callback: MessageCallback) -> Interest:

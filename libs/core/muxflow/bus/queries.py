@@ -15,7 +15,7 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request
 from nats.micro.service import Service, ServiceConfig
 
 from muxflow.bus.connection import Connection
-from muxflow.bus.errors import QueryError
+from muxflow.bus.errors import Disconnected, QueryError
 from muxflow.bus.message import Message, RawMessage
 from muxflow.bus.requests import Requests
 from muxflow.contracts import Event, Subject, decode, encode
@@ -69,8 +69,7 @@ class Responder:
 
     async def start(self) -> None:
         self._forget_state = self._connection.on_state(self._state_changed)
-        if self._connection.connected:
-            await self._register()
+        await self._register()
 
     async def stop(self) -> None:
         """Take no more questions, finish those that are being answered."""
@@ -90,17 +89,26 @@ class Responder:
             await self._register()
 
     async def _register(self) -> None:
-        client = self._connection.client
+        """Register on the connection there is; when that is lost on the way, the next one brings us here again."""
+        try:
+            client = self._connection.client
+        except Disconnected:
+            return
         if client is self._client:
             return
         self._client = client
-        self._service = await add_service(client, self._config)
-        for subject, handler in self._endpoints.items():
-            await self._service.add_endpoint(
-                name=subject.name.rpartition(".")[2],
-                subject=subject.pattern(**self._bindings),
-                handler=self._receiver(subject, handler),
-            )
+        try:
+            self._service = await add_service(client, self._config)
+            for subject, handler in self._endpoints.items():
+                await self._service.add_endpoint(
+                    name=subject.name.rpartition(".")[2],
+                    subject=subject.pattern(**self._bindings),
+                    handler=self._receiver(subject, handler),
+                )
+        except Exception as error:
+            if client.is_connected:
+                raise
+            log.debug("the connection was lost while registering", service=self._config.name, reason=str(error))
 
     def _receiver(self, subject: Subject, handler: QueryHandler) -> Callable[[Request], Awaitable[None]]:
         async def receive(request: Request) -> None:

@@ -5,8 +5,11 @@ import json
 import time
 
 import pytest
+from nats.aio.client import Client
+from nats.micro import add_service
+from nats.micro.service import Service, ServiceConfig
 
-from muxflow.bus import Bus, Message, NoResponders, QueryError
+from muxflow.bus import Bus, Disconnected, Message, NoResponders, QueryError, queries
 from muxflow.contracts import JobQuery, JobsQuery, JobsReply
 from muxflow.contracts.catalogue import JOBS_SUBMIT, QUERY_JOB, QUERY_JOBS
 from muxflow.testing import TestServer
@@ -91,6 +94,28 @@ async def test_questions_are_answered_after_a_restart_of_the_server(bus: Bus, se
                 await bus.connection.wait_connected()
                 assert (await ask(bus)).total == 7
             except NoResponders:
+                await asyncio.sleep(0.01)
+            else:
+                break
+
+
+async def test_a_connection_that_is_lost_while_registering_is_followed_by_one_that_answers(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose(client: Client, config: ServiceConfig) -> Service:
+        monkeypatch.undo()
+        service = await add_service(client, config)
+        await client.close()
+        return service
+
+    monkeypatch.setattr(queries, "add_service", lose)
+    await bus.serve("muxflow-scheduler", "1.0.0", {QUERY_JOBS: count})
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await bus.connection.wait_connected()
+                assert (await ask(bus)).total == 7
+            except (NoResponders, Disconnected):
                 await asyncio.sleep(0.01)
             else:
                 break
