@@ -138,12 +138,12 @@ class Connection:
         """Receive messages, over all connections to come."""
         interest = Interest(self, subject, queue, callback)
         self.interests.add(interest)
-        client = self._client
-        if client is not None and client.is_connected:
+        if self.connected:
+            client = self.client
             try:
                 await interest.bind(client)
             except Exception:
-                if client.is_connected:
+                if self._client is client and self.connected:
                     raise
                 log.debug("the connection was lost while subscribing", subject=subject)  # the next one subscribes
         return interest
