@@ -51,6 +51,9 @@ class Service(ABC, Generic[S]):
     """One service process. Subclasses say what to start and what to do first when stopping."""
 
     name: ClassVar[str]
+    needs_bus: ClassVar[bool] = True
+    """False for a service whose work goes on without the bus: it starts at once, and is ready, while `bus` connects in
+    the background. Readers and subscriptions may be opened before it has."""
 
     def __init__(self, settings: S, bus: Bus, health: Health) -> None:
         self.settings = settings
@@ -157,7 +160,8 @@ async def _run(
     server: HealthServer | None,
 ) -> int:
     log = structlog.get_logger()
-    connecting = asyncio.ensure_future(Bus.connect(settings.bus, source=f"{kind.name}@{socket.gethostname()}"))
+    source = f"{kind.name}@{socket.gethostname()}"
+    connecting = asyncio.ensure_future(Bus.connect(settings.bus, source=source, wait=kind.needs_bus))
     await asyncio.wait((connecting, stopping), return_when=asyncio.FIRST_COMPLETED)
     if not connecting.done():
         connecting.cancel()
@@ -168,7 +172,8 @@ async def _run(
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told in one line
         log.error("cannot connect to the bus", error=str(error) or type(error).__name__)  # noqa: TRY400
         return 1
-    health.require("bus", lambda: None if bus.connected else "not connected")
+    if kind.needs_bus:
+        health.require("bus", lambda: None if bus.connected else "not connected")
     connected = Gauge("muxflow_bus_connected", "1 while connected to NATS.", registry=health.registry)
     connected.set_function(lambda: float(bus.connected))
     service = kind(settings, bus, health)
