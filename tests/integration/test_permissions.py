@@ -72,6 +72,7 @@ OWN: Final = (
     ("muxflow.query.scheduler.jobs.acme", "user operator", "scheduler"),
     ("muxflow.query.scheduler.job.acme", "user operator", "scheduler"),
     ("muxflow.query.scheduler.nodes.acme", _PEOPLE, "scheduler"),
+    ("muxflow.query.scheduler.devices.acme", _PEOPLE, "scheduler"),
     ("muxflow.query.executor.logs.acme.n=2E1", "user operator", "node"),
     ("muxflow.dead.scheduler", "scheduler profiler predictor kube node", "operator"),
     # Buckets: records and the lead are the scheduler's, a lease is its node's (and the scheduler's to fence).

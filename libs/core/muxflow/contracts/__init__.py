@@ -60,6 +60,9 @@ from muxflow.contracts.nodes import Gpu, LeaderLease, NodeLease, NodeState, Onli
 from muxflow.contracts.profiles import CorunProfile, OfflineProfile, OnlineInterval, OnlineProfile, SpeedModel
 from muxflow.contracts.queries import (
     ALL_TENANTS,
+    DevicesQuery,
+    DevicesReply,
+    DeviceSummary,
     GpuSummary,
     JobQuery,
     JobReply,
@@ -92,6 +95,9 @@ __all__ = [
     "DeviceFault",
     "DeviceRequest",
     "DeviceState",
+    "DeviceSummary",
+    "DevicesQuery",
+    "DevicesReply",
     "Durable",
     "Event",
     "EvictRequest",

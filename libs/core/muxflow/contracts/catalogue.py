@@ -353,6 +353,9 @@ QUERY_JOB: Final = _query(Role.SCHEDULER, "job", queries.JobQuery, queries.JobRe
 QUERY_NODES: Final = _query(
     Role.SCHEDULER, "nodes", queries.NodesQuery, queries.NodesReply, askers=(Role.OPERATOR, Role.OBSERVER)
 )
+QUERY_DEVICES: Final = _query(
+    Role.SCHEDULER, "devices", queries.DevicesQuery, queries.DevicesReply, askers=(Role.OPERATOR, Role.OBSERVER)
+)
 QUERY_LOGS: Final = _query(Role.NODE, "logs", queries.LogsQuery, queries.LogsReply, on_node=True, askers=_ASKERS)
 
 DEAD: Final = Subject(
@@ -397,6 +400,7 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
     QUERY_JOBS,
     QUERY_JOB,
     QUERY_NODES,
+    QUERY_DEVICES,
     QUERY_LOGS,
     DEAD,
 )

@@ -11,7 +11,18 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from muxflow.contracts.event import Bytes, Count, Event, Permille, Seconds, TimeNs
+from muxflow.contracts.devices import DeviceCondition, GpuSample
+from muxflow.contracts.event import (
+    Bytes,
+    Count,
+    Event,
+    Milliseconds,
+    Percent,
+    Permille,
+    Seconds,
+    ThreadPercentage,
+    TimeNs,
+)
 from muxflow.contracts.jobs import ExitStatus, JobRecord, JobState, Placement, Priority
 from muxflow.contracts.nodes import Gpu
 
@@ -103,6 +114,54 @@ class NodesReply(Event, frozen=True, kw_only=True):
     """Answer to `NodesQuery`."""
 
     nodes: tuple[NodeSummary, ...]
+
+
+class DevicesQuery(Event, frozen=True, kw_only=True):
+    """List GPUs as a shared resource: how each one's offline side is, who is served on it, which job is there."""
+
+
+class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU that is shared, or is to be."""
+
+    node: str
+    gpu: Gpu
+    alive: bool
+    """Whether the node's executor holds its lease."""
+    watched: bool
+    """Whether a monitor protects the GPU. One that is only declared has no state."""
+    state: DeviceCondition | None = None
+    """State of its offline side; null until its monitor has told it."""
+    since_ns: TimeNs = 0
+    cause: str = ""
+    """Which reading brought it into this state."""
+    epoch: Count = 0
+    """Number of the transition."""
+    budget_permille: Permille | None = None
+    sample: GpuSample | None = None
+    """Newest readings that whoever answers knows: the scheduler knows those of the last transition."""
+    sampled_ns: TimeNs = 0
+    """When they were taken; 0 if there are none."""
+    workload: str | None = None
+    """Online workload on the GPU; null when there is none, or nobody told."""
+    latency_target_ms: Milliseconds | None = None
+    activity_peak_pct: Percent | None = None
+    """Highest online activity of the last minutes, in percent; null when it is not known."""
+    tenant: str | None = None
+    job: str | None = None
+    """Offline job that is placed there; null when there is none."""
+    attempt: Count | None = None
+    job_state: JobState | None = None
+    sm_share_pct: ThreadPercentage | None = None
+    next_sm_share_pct: ThreadPercentage | None = None
+    """What a job would get that was placed there now; null leaves it to MPS."""
+    closed: str | None = None
+    """Why it takes no new offline work; null when it takes some."""
+
+
+class DevicesReply(Event, frozen=True, kw_only=True):
+    """Answer to `DevicesQuery`."""
+
+    devices: tuple[DeviceSummary, ...]
 
 
 class LogsQuery(Event, frozen=True, kw_only=True):

@@ -103,6 +103,8 @@ MEANINGS: Final[dict[str, str]] = {
     "limit_bytes": "At most this many bytes.",
     "jobs": "The jobs found.",
     "nodes": "The nodes found.",
+    "devices": "The GPUs found.",
+    "job_state": "State of that job; null when there is none.",
     "running": "Whether the attempt still runs.",
     # Dead letters
     "subject": "Subject of the original message.",

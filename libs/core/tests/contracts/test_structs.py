@@ -28,6 +28,8 @@ REQUIRED: Final = {
     "DeviceFault": "node gpu kind",
     "DeviceRequest": "node gpu enabled",
     "DeviceState": "node gpu state since_ns",
+    "DeviceSummary": "node gpu alive watched",
+    "DevicesReply": "devices",
     "EvictRequest": "node gpu",
     "EvictionAlert": "node gpu tenant job attempt cause",
     "Gpu": "uuid kind memory_bytes",
