@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muxflow_decisions.matching import FleetGpu, FleetView, Need, Offer, WaitingJob, why_waiting
+from muxflow_decisions.matching import Closed, FleetGpu, FleetView, Need, Offer, WaitingJob, why_waiting
 
 GIB = 2**30
 T4 = Offer("T4", 16 * GIB, ("process",))
@@ -12,13 +12,15 @@ A100 = Offer("A100", 80 * GIB, ("docker", "process"))
 SECOND = 1_000_000_000
 
 
-def gpu(node: str = "node-a", offer: Offer = T4, **state: bool) -> FleetGpu:
-    return FleetGpu(node=node, uuid=f"GPU-{node}", offer=offer, **state)
+def gpu(node: str = "node-a", offer: Offer = T4, closed: Closed | None = None, **state: bool) -> FleetGpu:
+    return FleetGpu(node=node, uuid=f"GPU-{node}", offer=offer, closed=closed, **state)
 
 
 def job(memory_gib: int = 8, kinds: tuple[str, ...] = (), runner: str = "process") -> WaitingJob:
     return WaitingJob(key=("default", "x"), need=Need(memory_gib * GIB, kinds, runner))
 
+
+UNHEALTHY = Closed("unhealthy", "online activity 62% is above 60%")
 
 BACK_OFF = WaitingJob(
     key=("default", "x"),
@@ -65,6 +67,29 @@ BACK_OFF = WaitingJob(
         ),
         (job(), (gpu(busy=True),), 1, "the only GPU that fits is busy; 1 job is ahead in the queue"),
         (job(), (gpu(), gpu(busy=True)), 0, "1 GPU that fits is free; it is next in the queue"),
+        (
+            job(),
+            (gpu(closed=UNHEALTHY),),
+            0,
+            "the only GPU that fits is unhealthy: online activity 62% is above 60%; it is next in the queue",
+        ),
+        (
+            job(),
+            (gpu(closed=Closed("unhealthy", "busy")), gpu("node-b", closed=Closed("disabled", "new fans"))),
+            0,
+            "2 GPUs fit; 1 is unhealthy: busy, 1 is disabled: new fans; it is next in the queue",
+        ),
+        (
+            job(),
+            (
+                gpu(busy=True, closed=UNHEALTHY),
+                gpu("node-b", closed=Closed("unhealthy", "too much")),
+                gpu("node-c", closed=Closed("unhealthy", "too hot")),
+            ),
+            2,
+            "3 GPUs fit; 1 is busy, 2 are unhealthy: too much (and 1 other cause); 2 jobs are ahead in the queue",
+        ),
+        (job(), (gpu(), gpu(closed=UNHEALTHY)), 0, "1 GPU that fits is free; it is next in the queue"),
         (BACK_OFF, (gpu(),), 0, "retry in 3.2 s after exit code 1"),
     ],
 )

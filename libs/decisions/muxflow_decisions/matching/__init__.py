@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from muxflow_decisions.matching.certificate import Certificate, CertificateError
+from muxflow_decisions.matching.devices import Closed, closed
 from muxflow_decisions.matching.flow import Matching, match
 from muxflow_decisions.matching.model import FreeGpu, JobKey, Need, Offer, WaitingJob, fits
 from muxflow_decisions.matching.waiting import FleetGpu, FleetView, why_waiting
@@ -10,6 +11,7 @@ from muxflow_decisions.matching.waiting import FleetGpu, FleetView, why_waiting
 __all__ = [
     "Certificate",
     "CertificateError",
+    "Closed",
     "FleetGpu",
     "FleetView",
     "FreeGpu",
@@ -18,6 +20,7 @@ __all__ = [
     "Need",
     "Offer",
     "WaitingJob",
+    "closed",
     "fits",
     "match",
     "why_waiting",

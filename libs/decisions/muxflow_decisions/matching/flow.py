@@ -75,7 +75,12 @@ def _classify_gpus(gpus: Sequence[FreeGpu]) -> list[_GpuClass]:
         if found is None:
             found = classes[gpu.offer] = _GpuClass(gpu.offer, [])
         found.members.append(gpu)
-    return sorted(classes.values(), key=lambda found: (found.offer.memory_bytes, found.offer.kind, found.offer.runners))
+    return sorted(classes.values(), key=lambda found: _rank(found.offer))
+
+
+def _rank(offer: Offer) -> tuple[int, str, tuple[str, ...], int]:
+    """Order of classes: the same GPUs give the same network, whatever order they were found in."""
+    return (offer.memory_bytes, offer.kind, offer.runners, offer.load)
 
 
 def _classify_jobs(queue: Sequence[WaitingJob], gpu_classes: Sequence[_GpuClass]) -> list[_JobClass]:

@@ -6,13 +6,17 @@ from typing import Final
 
 import msgspec
 
-from muxflow.contracts import Gpu, JobRecord, JobSpec, NodeState
+from muxflow.contracts import Gpu, JobRecord, JobSpec, NodeState, OnlineState
+from muxflow_decisions.matching import devices
 
 JobKey = tuple[str, str]
 """Tenant and job."""
 
 COST_STEPS: Final = 1000
 """Costs of pairs are whole numbers from 0 to this."""
+
+_LOAD_STEPS: Final = 100
+"""A tenth of it tells calm from busy: of GPUs that suit a job alike, it gets the calmest."""
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -35,11 +39,13 @@ class Offer(msgspec.Struct, frozen=True):
     kind: str
     memory_bytes: int
     runners: tuple[str, ...]
+    load: int = 0
+    """How busy the online side is there, as `devices.load` tells."""
 
     @classmethod
-    def of(cls, state: NodeState, gpu: Gpu) -> Offer:
-        """Read the offer off a node's inventory."""
-        return cls(gpu.kind, gpu.memory_bytes, tuple(sorted(set(state.runners))))
+    def of(cls, state: NodeState, gpu: Gpu, online: OnlineState | None = None) -> Offer:
+        """Read the offer off a node's inventory, and off what is known of the online workload on the GPU."""
+        return cls(gpu.kind, gpu.memory_bytes, tuple(sorted(set(state.runners))), devices.load(online))
 
 
 class WaitingJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +81,7 @@ class WaitingJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FreeGpu(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU that takes a job now: its node lives, is not draining, and nothing of ours is on it."""
+    """A GPU that takes a job now: its node lives and is not draining, nothing of ours is on it, nothing closes it."""
 
     node: str
     uuid: str
@@ -84,9 +90,9 @@ class FreeGpu(msgspec.Struct, frozen=True, kw_only=True):
     """The node's lease session."""
 
     @classmethod
-    def of(cls, state: NodeState, gpu: Gpu, *, session: str) -> FreeGpu:
+    def of(cls, state: NodeState, gpu: Gpu, *, session: str, online: OnlineState | None = None) -> FreeGpu:
         """Take one GPU of a node's inventory."""
-        return cls(node=state.node, uuid=gpu.uuid, offer=Offer.of(state, gpu), session=session)
+        return cls(node=state.node, uuid=gpu.uuid, offer=Offer.of(state, gpu, online), session=session)
 
 
 def fits(need: Need, offer: Offer) -> bool:
@@ -99,9 +105,11 @@ def fits(need: Need, offer: Offer) -> bool:
 
 
 def cost(need: Need, offer: Offer, *, largest_bytes: int) -> int:
-    """Cost of a pair that fits, 0 (best) to `COST_STEPS`: the memory it leaves unused, so that big GPUs stay free.
+    """Cost of a pair that fits, 0 (best) to `COST_STEPS`.
 
-    The one place where pairs are weighed. It decides between GPUs only, never between jobs: their order in the queue
-    comes first. `largest_bytes` is the largest memory on offer.
+    Mostly the memory it leaves unused, so that big GPUs stay free; a little how busy the online side is there. The one
+    place where pairs are weighed. It decides between GPUs only, never between jobs: their order in the queue comes
+    first. `largest_bytes` is the largest memory on offer.
     """
-    return COST_STEPS * (offer.memory_bytes - need.memory_bytes) // largest_bytes
+    unused = (COST_STEPS - _LOAD_STEPS) * (offer.memory_bytes - need.memory_bytes) // largest_bytes
+    return unused + _LOAD_STEPS * offer.load // (devices.LOADS - 1)

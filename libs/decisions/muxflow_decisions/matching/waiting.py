@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
 from muxflow.contracts import Gpu, NodeState
 from muxflow_decisions.lifecycle.retry import holds_back
+from muxflow_decisions.matching.devices import Closed
 from muxflow_decisions.matching.model import Need, Offer, WaitingJob, fits
 
 _NAMED = 3
@@ -25,9 +27,11 @@ class FleetGpu(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
     busy: bool = False
     """Whether an offline job is placed on it."""
+    closed: Closed | None = None
+    """Why its state keeps new work off it."""
 
     @classmethod
-    def of(cls, state: NodeState, gpu: Gpu, *, alive: bool, busy: bool) -> FleetGpu:
+    def of(cls, state: NodeState, gpu: Gpu, *, alive: bool, busy: bool, closed: Closed | None = None) -> FleetGpu:
         """Take one GPU of a node's inventory."""
         return cls(
             node=state.node,
@@ -36,6 +40,7 @@ class FleetGpu(msgspec.Struct, frozen=True, kw_only=True):
             alive=alive,
             draining=state.draining,
             busy=busy,
+            closed=closed,
         )
 
 
@@ -62,10 +67,30 @@ def why_waiting(job: WaitingJob, fleet: FleetView, *, position: int, now_ns: int
     taking = [gpu for gpu in able if not gpu.draining]
     if not taking:
         return f"{_all(able)} on nodes that are draining: {_nodes(able)}"
-    free = sum(not gpu.busy for gpu in taking)
+    free = sum(not gpu.busy and gpu.closed is None for gpu in taking)
     if free:
         return f"{_count(free, 'GPU')} that {'fits is' if free == 1 else 'fit are'} free; {_ahead(position)}"
-    return f"{_all(taking)} busy; {_ahead(position)}"
+    return f"{_taken(taking)}; {_ahead(position)}"
+
+
+def _taken(gpus: Sequence[FleetGpu]) -> str:
+    """Say for GPUs that fit, and are not free, what they are instead."""
+    busy = sum(gpu.busy for gpu in gpus)
+    if busy == len(gpus):
+        return f"{_all(gpus)} busy"
+    states = [gpu.closed for gpu in gpus if not gpu.busy and gpu.closed is not None]
+    if len(gpus) == 1:
+        return f"the only GPU that fits is {states[0]}"
+    alike = Counter(state.how for state in states)
+    told = [f"{busy} {_is(busy)} busy"] if busy else []
+    for how, number in alike.items():
+        told.append(f"{number} {_is(number)} {how}{_because([state.cause for state in states if state.how == how])}")
+    return f"{len(gpus)} GPUs fit; {', '.join(told)}"
+
+
+def _because(causes: Sequence[str]) -> str:
+    first, *others = dict.fromkeys(filter(None, causes)) or [""]
+    return (f": {first}" if first else "") + (f" (and {_count(len(others), 'other cause')})" if others else "")
 
 
 def _nothing_fits(need: Need, alive: Sequence[FleetGpu], fleet: FleetView) -> str:
@@ -118,7 +143,11 @@ def _all(gpus: Collection[FleetGpu]) -> str:
 def _ahead(position: int) -> str:
     if position == 0:
         return "it is next in the queue"
-    return f"{_count(position, 'job')} {'is' if position == 1 else 'are'} ahead in the queue"
+    return f"{_count(position, 'job')} {_is(position)} ahead in the queue"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _count(number: int, what: str) -> str:
