@@ -86,6 +86,9 @@ struct simgpu_op {
     double work_ns;       /* time alone on the whole device at boost clock */
     float sm_share;       /* share of the SMs that it can use */
     float bandwidth;      /* share of memory bandwidth that it uses at full speed */
+    float occupancy;      /* share of the warps of the device that it fills */
+    uint32_t xid;         /* the fault that it ends with; 0: none */
+    uint64_t bytes;       /* of a copy */
     int32_t priority;     /* of its stream: smaller is more urgent */
     uint32_t wait_stream; /* starts only after wait_sequence of this stream; or SIMGPU_NONE */
     uint64_t wait_sequence;
@@ -107,18 +110,25 @@ struct simgpu_totals {
     uint64_t time_ns;    /* the integrals reach to here */
     double busy_ns;      /* any kernel running */
     double sm_ns;        /* share of SMs that run kernels */
-    double occupancy_ns; /* share of warps resident: SM share x occupancy of a full SM */
+    double occupancy_ns; /* share of warps resident */
     double memory_ns;    /* share of memory bandwidth in use */
     double copy_ns;      /* any copy running */
     double h2d_bytes;
     double d2h_bytes;
-    uint64_t kernels; /* ended */
 };
 
-struct simgpu_totals_pair {
+/* What the integrals gain per ns from time_ns on. */
+struct simgpu_flow {
+    double busy, sm, occupancy, memory, copy, h2d_bytes, d2h_bytes;
+};
+
+struct simgpu_meter {
     _Atomic uint32_t which;
     uint32_t reserved;
-    struct simgpu_totals copy[2]; /* copy[which] is valid */
+    struct {
+        struct simgpu_totals totals;
+        struct simgpu_flow flow;
+    } copy[2]; /* copy[which] is valid */
 };
 
 enum simgpu_client_state {
@@ -137,7 +147,6 @@ struct simgpu_client {
     uint64_t mps_server;   /* `server_id` of the server it is connected to */
     int32_t mps_priority;  /* 0 normal, 1 below normal */
     _Atomic int32_t error; /* sticky CUresult of every later call; 0: none */
-    _Atomic int32_t gone;  /* the process said farewell (exit, not death) */
     uint32_t unfinished;   /* derived: operations queued or running */
     _Atomic uint64_t memory_bytes;  /* allocated, without contexts */
     _Atomic uint64_t context_bytes; /* taken by its contexts */
@@ -147,7 +156,7 @@ struct simgpu_client {
     uint64_t since_ns;              /* on the device since */
     uint32_t ended_first;           /* derived: ended operations whose effect is not collected */
     uint32_t ended_last;
-    struct simgpu_totals_pair totals;
+    struct simgpu_meter meter;
     _Atomic uint64_t history_count; /* entry n lies in history[n % SIMGPU_CLIENT_HISTORY] */
     struct simgpu_totals history[SIMGPU_CLIENT_HISTORY];
 };
@@ -181,8 +190,20 @@ struct simgpu_stream {
     double backlog_ns;          /* derived: work enqueued since the stream was made */
     uint32_t first;             /* derived: oldest operation that has not ended */
     uint32_t last;              /* derived */
-    uint32_t active;            /* derived: place in the list of streams with work, or NONE */
+    uint32_t lane;              /* derived: its lane, or SIMGPU_NONE: no work */
     _Atomic uint32_t closing;   /* destroyed by its owner: freed when it is empty */
+};
+
+/* A stream with work, as the schedule sees it. */
+struct simgpu_lane {
+    uint32_t stream;
+    uint32_t op; /* the oldest that has not ended; SIMGPU_NONE only in predictions */
+    uint32_t client;
+    uint32_t context;
+    uint32_t group;   /* who shares the device in time slices: see `turn` */
+    uint32_t running; /* the op has started */
+    uint64_t completed;
+    struct simgpu_progress progress; /* of the op, while it runs */
 };
 
 struct simgpu_event {
@@ -250,7 +271,9 @@ struct simgpu_mps {
     _Atomic uint32_t thread_pct;         /* default active thread percentage, 1..100 */
     _Atomic int32_t priority;            /* default client priority: 0 normal, 1 below normal */
     _Atomic uint64_t memory_limit_bytes; /* default limit of a client; 0: none */
-    _Atomic uint64_t faults;             /* fatal faults so far */
+    _Atomic int32_t fault_error;         /* what its clients fail with while FAULTED */
+    uint32_t reserved;
+    _Atomic uint64_t faults; /* fatal faults so far */
 };
 
 enum { SIMGPU_LIFE_MPS_CONTROL = 1000, SIMGPU_LIFE_MPS_SERVER = 2000 };
@@ -278,27 +301,27 @@ struct simgpu_device {
     _Atomic uint32_t memory_clock_mhz;
     _Atomic uint64_t throttle_reasons; /* bits of nvmlClocksEventReasons, as injected */
 
-    /* Derived: high-water marks and free lists. */
-    uint32_t ops_touched, ops_free, streams_touched, events_touched, events_free;
-    uint32_t reserved2;
+    /* Slots below these marks have been in use: raised before a slot is used. */
+    _Atomic uint32_t ops_touched, streams_touched, events_touched;
+    uint32_t ops_free, events_free; /* derived: heads of the free lists */
 
-    /* Derived: streams with work, in no order, and kernels that run. */
-    uint32_t active_count;
-    uint32_t kernels_running;
-    uint32_t active[SIMGPU_STREAMS];
-    uint64_t next_event_ns;             /* derived: when a rate or a queue changes by itself */
+    uint32_t lane_count;                /* derived */
+    _Atomic uint64_t next_event_ns;     /* derived: when a rate or a queue changes by itself */
     _Atomic uint64_t memory_used_bytes; /* derived: sum over clients, contexts included */
+    _Atomic uint64_t kernels_ended;
+    uint8_t flowing[SIMGPU_CLIENTS]; /* derived: 1: the client's flow is not zero */
 
     /* Time slices between contexts that do not share by MPS. `turn` names who has the device: a
      * group is an MPS record (SIMGPU_CONTEXTS + record) or a context. */
     _Atomic uint32_t turn;
     _Atomic uint64_t slice_ends_ns;
 
-    struct simgpu_totals_pair totals;
+    struct simgpu_meter meter;
     _Atomic uint64_t history_count; /* entry n lies in history[n % SIMGPU_HISTORY] */
     _Atomic uint64_t xid_count;
     _Atomic uint64_t log_count;
 
+    struct simgpu_lane lanes[SIMGPU_STREAMS];     /* derived: streams with work, in no order */
     struct simgpu_totals history[SIMGPU_HISTORY]; /* at multiples of SIMGPU_HISTORY_NS */
     struct simgpu_xid xids[SIMGPU_XIDS];
     struct simgpu_mps mps[SIMGPU_MPS_RECORDS];
@@ -374,7 +397,7 @@ void simgpu_lose(struct simgpu_device *device);    /* without an XID */
 void simgpu_restore(struct simgpu_device *device); /* a lost device is back, empty */
 void simgpu_set_clock(struct simgpu_device *device, uint32_t sm_mhz, uint64_t throttle_reasons);
 
-/* --- MPS (mps_model.c), under the lock --- */
+/* --- MPS (sharing.c), under the lock --- */
 
 uint64_t simgpu_path_hash(const char *path); /* of the resolved path, where it exists */
 /* Slot of a new record in state IDLE, thread_pct 100; -ENOSPC, or -EEXIST: the directory has a
