@@ -10,28 +10,46 @@ from typing import Any
 
 from muxflow.bus import Bus, Message, WrongLastSequence
 from muxflow.contracts import (
+    DeviceCondition,
+    DeviceState,
     ExitStatus,
     Gpu,
     GpuDecision,
     NodeLease,
     NodeState,
+    OnlineState,
+    RunEvicted,
     RunExited,
     RunStarted,
     Slot,
     StopCause,
 )
-from muxflow.contracts.catalogue import BUCKET_NODE_LEASES, DECISIONS, NODES_STATE, RUNS_EXITED, RUNS_STARTED
+from muxflow.contracts.catalogue import (
+    BUCKET_NODE_LEASES,
+    DECISIONS,
+    DEVICES_STATE,
+    NODES_STATE,
+    ONLINE_STATE,
+    RUNS_EVICTED,
+    RUNS_EXITED,
+    RUNS_STARTED,
+)
 
 NODE = "node.a"
 GIB = 2**30
 
 
 class ScriptedNode:
-    """Speaks for a node: holds its lease, reads its decisions, reports what the test says."""
+    """Speaks for a node: holds its lease, reads its decisions, reports what the test says.
 
-    def __init__(self, bus: Bus, gpus: int) -> None:
+    One that is `watched` speaks for a monitor too.
+    """
+
+    def __init__(self, bus: Bus, gpus: int, *, watched: bool = False) -> None:
         self.bus = bus
         self.gpus = [f"GPU-{number}" for number in range(gpus)]
+        self.watched = watched
+        self._epoch = 0
         self.session = uuid.uuid4().hex
         self.decisions: dict[str, GpuDecision] = {}
         self._changed = asyncio.Condition()
@@ -45,7 +63,8 @@ class ScriptedNode:
         gpus = tuple(
             Gpu(uuid=uuid, kind="T4", memory_bytes=16 * GIB, index=index) for index, uuid in enumerate(self.gpus)
         )
-        await self.bus.publish(NODES_STATE, NodeState(node=NODE, boot_id="boot", gpus=gpus), node=NODE)
+        state = NodeState(node=NODE, boot_id="boot", gpus=gpus, watched=self.watched)
+        await self.bus.publish(NODES_STATE, state, node=NODE)
         await self.bus.read(DECISIONS, self._decided, start="last", bindings={"node": NODE})
 
     async def fall_silent(self) -> None:
@@ -112,6 +131,33 @@ class ScriptedNode:
                 ended_ns=time.time_ns(),
             )
             await self.bus.publish(RUNS_EXITED, event, node=NODE, tenant=slot.tenant, job=slot.job)
+
+    async def becomes(self, gpu: str, condition: DeviceCondition, cause: str = "", *, since_ns: int = 0) -> None:
+        """Tell a state of one GPU, by default as from now on."""
+        self._epoch += 1
+        event = DeviceState(
+            node=NODE,
+            gpu=gpu,
+            state=condition,
+            since_ns=since_ns or time.time_ns(),
+            cause=cause,
+            epoch=self._epoch,
+            budget_permille=800,
+        )
+        await self.bus.publish(DEVICES_STATE, event, node=NODE, gpu=gpu)
+
+    async def serves(self, gpu: str, workload: str, activity_peak_pct: float | None) -> None:
+        """Tell of the online side of one GPU."""
+        event = OnlineState(node=NODE, gpu=gpu, workload=workload, activity_peak_pct=activity_peak_pct)
+        await self.bus.publish(ONLINE_STATE, event, node=NODE, gpu=gpu)
+
+    async def evicts(self, gpu: str, slot: Slot) -> None:
+        """Begin to put a job off a GPU, and end it."""
+        event = RunEvicted(
+            node=NODE, gpu=gpu, tenant=slot.tenant, job=slot.job, attempt=slot.attempt, cause=StopCause.EVICTION
+        )
+        await self.bus.publish(RUNS_EVICTED, event, node=NODE, tenant=slot.tenant, job=slot.job)
+        await self.exited(gpu, slot, code=None, stopped_by=StopCause.EVICTION)
 
     async def _decided(self, message: Message[GpuDecision]) -> None:
         async with self._changed:

@@ -32,7 +32,7 @@ def test_a_device_in_any_other_state_takes_none_and_its_cause_is_told(condition:
 
 
 def test_a_device_of_which_its_monitor_has_told_nothing_takes_none() -> None:
-    assert closed(None) == Closed("not watched yet", "its monitor has told nothing")
+    assert closed(None) == Closed("not told of by a monitor yet")
 
 
 def test_after_an_eviction_a_device_takes_work_once_it_became_healthy_again() -> None:

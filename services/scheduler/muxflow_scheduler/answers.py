@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import time
 
+from msgspec.structs import replace
+
 from muxflow.bus import Message, QueryError
 from muxflow.contracts import (
     ALL_TENANTS,
+    DevicesQuery,
+    DevicesReply,
+    DeviceSummary,
+    Gpu,
     GpuSummary,
     JobQuery,
     JobRecord,
@@ -58,8 +64,14 @@ class Answers:
 
     async def nodes(self, _message: Message[NodesQuery]) -> NodesReply:
         """List nodes and what is on their GPUs."""
-        nodes = sorted(self._term.fleet.nodes.values(), key=lambda node: node.name)
-        return NodesReply(nodes=tuple(self._node(node) for node in nodes))
+        return NodesReply(nodes=tuple(self._node(node) for node in self._nodes()))
+
+    async def devices(self, _message: Message[DevicesQuery]) -> DevicesReply:
+        """List GPUs, how their offline side is, and who is on them."""
+        return DevicesReply(devices=tuple(self._device(node, gpu) for node in self._nodes() for gpu in node.gpus))
+
+    def _nodes(self) -> list[Node]:
+        return sorted(self._term.fleet.nodes.values(), key=lambda node: node.name)
 
     def _summary(self, record: JobRecord) -> JobSummary:
         reason = self._term.why_waiting(record) if record.state is JobState.PENDING else record.reason
@@ -93,18 +105,62 @@ class Answers:
     def _gpus(self, node: Node) -> tuple[GpuSummary, ...]:
         summaries = []
         for gpu in node.gpus:
-            occupants = sorted(self._term.occupancy.on(GpuKey(node.name, gpu.uuid)))
-            record = self._term.ledger.get(occupants[0]) if occupants else None
-            if record is None:
-                summaries.append(GpuSummary(gpu=gpu))
-            else:
-                summaries.append(
-                    GpuSummary(
-                        gpu=gpu,
-                        tenant=record.tenant,
-                        job=record.job,
-                        attempt=record.attempt,
-                        job_state=record.state,
-                    )
+            record = self._occupant(node, gpu)
+            state = self._term.devices.state(GpuKey(node.name, gpu.uuid))
+            summaries.append(
+                GpuSummary(
+                    gpu=gpu,
+                    tenant=record.tenant if record else None,
+                    job=record.job if record else None,
+                    attempt=record.attempt if record else None,
+                    job_state=record.state if record else None,
+                    budget_permille=state.budget_permille if state else None,
                 )
+            )
         return tuple(summaries)
+
+    def _device(self, node: Node, gpu: Gpu) -> DeviceSummary:
+        key = GpuKey(node.name, gpu.uuid)
+        watched = node.state.watched if node.state else False
+        state = self._term.devices.state(key) if watched else None
+        online = self._term.devices.online(key) if watched else None
+        summary = DeviceSummary(
+            node=node.name,
+            gpu=gpu,
+            alive=self._term.fleet.alive(node),
+            watched=watched,
+            closed=self._term.why_closed(node, gpu),
+        )
+        if state is not None:
+            summary = replace(
+                summary,
+                state=state.state,
+                since_ns=state.since_ns,
+                cause=state.cause,
+                epoch=state.epoch,
+                budget_permille=state.budget_permille,
+                sample=state.sample,
+                sampled_ns=state.time_ns if state.sample else 0,
+            )
+        if online is not None:
+            summary = replace(
+                summary,
+                workload=online.workload,
+                latency_target_ms=online.latency_target_ms,
+                activity_peak_pct=online.activity_peak_pct,
+            )
+        if (record := self._occupant(node, gpu)) is not None:
+            summary = replace(
+                summary,
+                tenant=record.tenant,
+                job=record.job,
+                attempt=record.attempt,
+                job_state=record.state,
+                sm_share_pct=record.placement.sm_share_pct if record.placement else None,
+            )
+        return summary
+
+    def _occupant(self, node: Node, gpu: Gpu) -> JobRecord | None:
+        """The job on a GPU, if any."""
+        occupants = sorted(self._term.occupancy.on(GpuKey(node.name, gpu.uuid)))
+        return self._term.ledger.get(occupants[0]) if occupants else None

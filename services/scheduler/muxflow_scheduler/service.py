@@ -15,7 +15,7 @@ from typing import Final
 
 from muxflow.bus import Bus, BusError
 from muxflow.contracts import LeaderLease
-from muxflow.contracts.catalogue import BUCKET_LEADER, QUERY_JOB, QUERY_JOBS, QUERY_NODES
+from muxflow.contracts.catalogue import BUCKET_LEADER, QUERY_DEVICES, QUERY_JOB, QUERY_JOBS, QUERY_NODES
 from muxflow.health import Health
 from muxflow.service import Service
 from muxflow_scheduler.answers import Answers
@@ -97,7 +97,12 @@ class Scheduler(Service[SchedulerSettings]):
         responder = await self.bus.serve(
             "muxflow-scheduler",
             "1.0.0",
-            {QUERY_JOBS: answers.jobs, QUERY_JOB: answers.job, QUERY_NODES: answers.nodes},
+            {
+                QUERY_JOBS: answers.jobs,
+                QUERY_JOB: answers.job,
+                QUERY_NODES: answers.nodes,
+                QUERY_DEVICES: answers.devices,
+            },
         )
         self._metrics.leading.set(1)
         try:

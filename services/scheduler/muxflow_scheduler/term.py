@@ -18,6 +18,7 @@ import structlog
 from muxflow.bus import Bus, Consumer, Message, RawMessage, Retry
 from muxflow.contracts import (
     EvictRequest,
+    Gpu,
     JobCancel,
     JobRecord,
     JobState,
@@ -25,6 +26,8 @@ from muxflow.contracts import (
     Placement,
     Purpose,
     RunEvent,
+    RunEvicted,
+    StopCause,
 )
 from muxflow.contracts.catalogue import (
     DURABLES,
@@ -43,7 +46,8 @@ from muxflow_decisions.lifecycle.stimuli import NodeLost, Stimulus, Submit
 from muxflow_decisions.matching import FleetGpu, FleetView, FreeGpu, WaitingJob, match, why_waiting
 from muxflow_scheduler.announcements import Announcements
 from muxflow_scheduler.desired import DesiredState, GpuKey
-from muxflow_scheduler.fleet import Fleet
+from muxflow_scheduler.devices import Devices
+from muxflow_scheduler.fleet import Fleet, Node
 from muxflow_scheduler.ledger import JobKey, Ledger, Superseded, key_of
 from muxflow_scheduler.metrics import SchedulerMetrics
 from muxflow_scheduler.occupancy import Occupancy
@@ -75,6 +79,7 @@ class Term:
             margin_ns=int(settings.lease.node_margin_s * 1e9),
         )
         self.fleet = Fleet(bus, terms, on_change=self._request_placement, on_sessions_over=self._sessions_over)
+        self.devices = Devices(bus, on_change=self._request_placement)
         self.desired = DesiredState(
             bus, number, records_on=self._records_on, session_of=self.fleet.session_of, on_failure=self._fail
         )
@@ -96,6 +101,7 @@ class Term:
             self._index(record)
         await self.desired.load()
         await self.fleet.load()
+        await self.devices.load()
         for gpu in self.occupancy.gpus():
             self.fleet.node(gpu.node)  # one that has never told of itself may have to be declared lost as well
         for gpu in {*self.desired.known, *self.occupancy.gpus()}:
@@ -121,6 +127,7 @@ class Term:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.desired.close()
         await self.fleet.close()
+        await self.devices.close()
         if not self.failed.done():
             self.failed.cancel()
 
@@ -204,6 +211,8 @@ class Term:
     async def _run_fact(self, message: Message[RunEvent]) -> None:
         fact: Any = message.event
         key = (fact.tenant, fact.job)
+        if isinstance(fact, RunEvicted) and fact.cause is StopCause.EVICTION:
+            self.devices.evicted(GpuKey(fact.node, fact.gpu), fact.time_ns)
         record = self.ledger.get(key)
         if record is None:
             log.info("fact about an unknown job", job=fact.job, tenant=fact.tenant, fact=message.subject.name)
@@ -294,9 +303,11 @@ class Term:
         if not self.waiting or self.failed.done():
             return
         free = [
-            FreeGpu.of(node.state, gpu, session=node.session)
+            FreeGpu.of(node.state, gpu, session=node.session, online=self.devices.online(GpuKey(node.name, gpu.uuid)))
             for node, gpu in self.fleet.open_gpus()
-            if node.state is not None and self.occupancy.free(GpuKey(node.name, gpu.uuid))
+            if node.state is not None
+            and self.occupancy.free(GpuKey(node.name, gpu.uuid))
+            and self.devices.closed(node, gpu.uuid) is None
         ]
         if not free:
             return
@@ -342,6 +353,15 @@ class Term:
             now_ns=time.time_ns(),
         )
 
+    def why_closed(self, node: Node, gpu: Gpu) -> str | None:
+        """Say why no new offline work is placed on a GPU, whether or not it is free; None if it may be."""
+        if not self.fleet.alive(node):
+            return "its node is not alive"
+        if node.state is not None and node.state.draining:
+            return "its node is draining"
+        found = self.devices.closed(node, gpu.uuid)
+        return str(found) if found else None
+
     def view(self) -> FleetView:
         """Every GPU as it is now."""
         return FleetView(
@@ -351,6 +371,7 @@ class Term:
                     gpu,
                     alive=self.fleet.alive(node),
                     busy=not self.occupancy.free(GpuKey(node.name, gpu.uuid)),
+                    closed=self.devices.closed(node, gpu.uuid),
                 )
                 for node in self.fleet.nodes.values()
                 if node.state is not None

@@ -48,6 +48,16 @@ async def node(world: World) -> AsyncIterator[ScriptedNode]:
 
 
 @pytest.fixture
+async def watched(world: World) -> AsyncIterator[ScriptedNode]:
+    """A node whose monitor has told nothing yet."""
+    async with await world.connect(Principal(role=Role.NODE, bound_to=NODE)) as bus:
+        node = ScriptedNode(bus, gpus=2, watched=True)
+        await node.join()
+        yield node
+        await node.fall_silent()
+
+
+@pytest.fixture
 async def outcomes(operator: Bus) -> Outcomes:
     outcomes = Outcomes()
     await operator.read(OUTCOMES, outcomes.take, start="all")

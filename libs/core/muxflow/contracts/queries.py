@@ -155,7 +155,7 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     next_sm_share_pct: ThreadPercentage | None = None
     """What a job would get that was placed there now; null leaves it to MPS."""
     closed: str | None = None
-    """Why it takes no new offline work; null when it takes some."""
+    """Why no new offline work is placed there, whether or not it is free; null if it may be."""
 
 
 class DevicesReply(Event, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ def closed(state: DeviceState | None, *, evicted_ns: int = 0) -> Closed | None:
     is not known to be so now. The job's end and the device's state travel apart, and either may come first.
     """
     if state is None:
-        return Closed("not watched yet", "its monitor has told nothing")
+        return Closed("not told of by a monitor yet")
     if state.state is not DeviceCondition.HEALTHY:
         return Closed(_WORDS[state.state], state.cause)
     if state.since_ns <= evicted_ns:
