@@ -152,13 +152,14 @@ struct mux_control_page {
     char attempt[MUX_ATTEMPT_BYTES];
 };
 
-/* One process of a job. `owner` is claimed by compare-and-swap, and names a process for good: pid
- * in the low 32 bits, low 32 bits of its start time (field 22 of /proc/<pid>/stat, clock ticks
- * since boot) in the high ones. A slot whose owner no longer lives is free. All other fields are
- * written by the owner alone, each atomically; sums over slots need no lock, and a process that is
- * killed at any instruction leaves nothing to be repaired. */
+/* One process of a job. `owner` names a process for good: pid in the low 32 bits, low 32 bits of
+ * its start time (field 22 of /proc/<pid>/stat, clock ticks since boot, in the initial time
+ * namespace) in the high ones; 0: free. A slot whose owner no longer lives is free too. It is
+ * claimed under a lock on its bytes of the file (F_OFD_SETLK) that is tried and never waited for;
+ * all fields are written by the owner alone, each as one word; sums over slots need no lock, and a
+ * process that is killed at any instruction leaves nothing to be repaired. */
 struct mux_process_slot {
-    uint64_t owner;    /* _Atomic */
+    uint64_t owner;
     uint64_t launches; /* kernels, graphs, device-side copies and memsets let through */
     uint64_t busy_ns;  /* device time in which at least one operation of this process executed */
     uint64_t throttled_ns;  /* time its threads waited for budget or window */
@@ -185,12 +186,7 @@ struct mux_process_slot {
 
 struct mux_job_page {
     struct mux_page_header header;
-    uint8_t pad0[128 - sizeof(struct mux_page_header)];
-    /* offset 128: the budget's account, shared by all processes of the job */
-    uint64_t
-        spent_ns; /* _Atomic; device time spent so far: union over streams, summed over processes */
-    uint64_t pad1[7];
-    uint8_t pad2[MUX_JOB_HEADER_BYTES - 192];
+    uint8_t pad[MUX_JOB_HEADER_BYTES - sizeof(struct mux_page_header)];
     struct mux_process_slot slots[MUX_JOB_SLOTS];
 };
 

@@ -1,0 +1,224 @@
+/* The job page: slots of a job's processes.
+ *
+ * The job can write this file, so it can truncate it, and a load or store beyond the end of a file
+ * raises SIGBUS. Looking at the size first would leave a moment in between; a handler for SIGBUS
+ * would be seen by the program, and would fight with the one it may have (JVM, faulthandler). So
+ * the page is mapped, but only the kernel touches it, on our behalf: process_vm_readv and _writev
+ * on ourselves give EFAULT where we would be killed. Neither needs a descriptor, which a program
+ * that closes all it has would close, and use the number for a file of its own. They cost about a
+ * microsecond, and nothing of this is done per launch.
+ *
+ * That leaves no compare-and-swap. A slot is claimed under a lock on its own bytes, which is only
+ * ever tried, never waited for, and which the kernel takes away from a process that dies: whoever
+ * stops or dies in the middle costs others at most this slot. From then on its owner alone writes
+ * the slot. */
+#include "pages.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define OWNER_BYTES sizeof(uint64_t)
+
+static size_t slot_offset(unsigned slot) {
+    return offsetof(struct mux_job_page, slots) + slot * sizeof(struct mux_process_slot);
+}
+
+typedef ssize_t transfer(pid_t, const struct iovec *, unsigned long, const struct iovec *,
+                         unsigned long, unsigned long);
+
+static int copy(transfer *call, const struct mux_job *job, size_t offset, void *own, size_t bytes) {
+    struct iovec here = {own, bytes};
+    struct iovec page = {job->address + offset, bytes};
+    int before = errno;
+    ssize_t done = call(getpid(), &here, 1, &page, 1, 0);
+    int error = done == (ssize_t)bytes ? 0 : done >= 0 ? EFAULT : errno;
+    errno = before;
+    return error;
+}
+
+static int copy_out(const struct mux_job *job, size_t offset, void *own, size_t bytes) {
+    return copy(process_vm_readv, job, offset, own, bytes);
+}
+
+static int copy_in(const struct mux_job *job, size_t offset, const void *own, size_t bytes) {
+    return copy(process_vm_writev, job, offset, (void *)own, bytes);
+}
+
+/* ---- claiming ----------------------------------------------------------------------------------
+ */
+
+/* Tries to lock the slot's bytes, by an open file description of this call alone: other threads and
+ * processes exclude each other, and closing it ends the lock. */
+static bool lock_slot(int fd, unsigned slot) {
+    struct flock lock = {
+        .l_type = F_WRLCK,
+        .l_whence = SEEK_SET,
+        .l_start = (off_t)slot_offset(slot),
+        .l_len = sizeof(struct mux_process_slot),
+    };
+    return fcntl(fd, F_OFD_SETLK, &lock) == 0;
+}
+
+static int claim_slot(struct mux_job *job, int fd, unsigned slot) {
+    if (!lock_slot(fd, slot))
+        return EAGAIN;
+    uint64_t owner;
+    int error = copy_out(job, slot_offset(slot), &owner, OWNER_BYTES);
+    if (error)
+        return error;
+    if (owner && owner != job->owner && mux_owner_lives(owner))
+        return EAGAIN;
+    struct mux_process_slot fresh = {.owner = job->owner};
+    error = copy_in(job, slot_offset(slot), &fresh, sizeof fresh);
+    job->slot = slot;
+    return error;
+}
+
+/* The slots that are free by the look of it come first: asking /proc about each owner is slow. */
+static int claim_any(struct mux_job *job, int fd) {
+    struct mux_process_slot slots[MUX_JOB_SLOTS];
+    int error = mux_job_read(job, slots);
+    for (int pass = 0; !error && pass < 2; pass++) {
+        for (unsigned slot = 0; slot < MUX_JOB_SLOTS; slot++) {
+            bool free = slots[slot].owner == 0 || slots[slot].owner == job->owner;
+            if (free != (pass == 0))
+                continue;
+            int outcome = claim_slot(job, fd, slot);
+            if (outcome != EAGAIN)
+                return outcome;
+        }
+    }
+    return error ? error : ENOSPC;
+}
+
+int mux_job_claim(struct mux_job *job, const char *job_dir) {
+    *job = (struct mux_job){.slot = MUX_JOB_SLOTS};
+    int error = mux_page_path(job->path, job_dir, "job");
+    if (error)
+        return error;
+    int fd = open(job->path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return errno;
+    error = mux_page_check(fd, MUX_PAGE_JOB);
+    if (!error) {
+        void *at = mmap(NULL, MUX_JOB_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        error = at == MAP_FAILED ? errno : 0;
+        job->address = error ? NULL : at;
+    }
+    if (!error) {
+        job->owner = mux_owner_of(getpid());
+        error = job->owner ? claim_any(job, fd) : ESRCH;
+    }
+    close(fd); /* ends the locks as well */
+    if (error) {
+        job->owner = 0;
+        mux_job_release(job);
+    }
+    return error;
+}
+
+void mux_job_release(struct mux_job *job) {
+    if (job->owner) {
+        static const struct mux_process_slot nobody;
+        uint64_t owner;
+        if (copy_out(job, slot_offset(job->slot), &owner, OWNER_BYTES) == 0 && owner == job->owner)
+            copy_in(job, slot_offset(job->slot), &nobody, sizeof nobody);
+    }
+    if (job->address)
+        munmap(job->address, MUX_JOB_PAGE_BYTES);
+    job->address = NULL;
+    job->owner = 0;
+    job->slot = MUX_JOB_SLOTS;
+}
+
+/* ---- publishing --------------------------------------------------------------------------------
+ */
+
+/* A page that was truncated and has grown again is all zeros: the slot is not ours any more. */
+static int check_ours(const struct mux_job *job) {
+    uint64_t owner;
+    if (!job->owner)
+        return ESTALE;
+    int error = copy_out(job, slot_offset(job->slot), &owner, OWNER_BYTES);
+    return error ? error : owner == job->owner ? 0 : ESTALE;
+}
+
+int mux_job_publish(const struct mux_job *job, const struct mux_process_slot *counters) {
+    int error = check_ours(job);
+    if (error)
+        return error;
+    return copy_in(job, slot_offset(job->slot) + OWNER_BYTES,
+                   (const uint8_t *)counters + OWNER_BYTES, sizeof *counters - OWNER_BYTES);
+}
+
+int mux_job_read(const struct mux_job *job, struct mux_process_slot slots[MUX_JOB_SLOTS]) {
+    return copy_out(job, slot_offset(0), slots, MUX_JOB_SLOTS * sizeof *slots);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------
+ */
+
+static int write_memory(const struct mux_job *job, uint64_t memory_bytes) {
+    size_t offset = slot_offset(job->slot) + offsetof(struct mux_process_slot, memory_bytes);
+    return copy_in(job, offset, &memory_bytes, sizeof memory_bytes);
+}
+
+/* Whether all processes but this one leave room for `own_bytes`. The dead are looked for only if it
+ * matters. Nothing overflows: what does not fit is counted down from the quota. */
+static bool fits(const struct mux_job *job, const struct mux_process_slot *slots,
+                 uint64_t own_bytes, uint64_t quota_bytes, bool living_only) {
+    if (own_bytes > quota_bytes)
+        return false;
+    uint64_t left = quota_bytes - own_bytes;
+    for (unsigned i = 0; i < MUX_JOB_SLOTS; i++) {
+        if (i == job->slot || !slots[i].owner || !slots[i].memory_bytes)
+            continue;
+        if (living_only && !mux_owner_lives(slots[i].owner))
+            continue;
+        if (slots[i].memory_bytes > left)
+            return false;
+        left -= slots[i].memory_bytes;
+    }
+    return true;
+}
+
+int mux_job_charge(const struct mux_job *job, uint64_t before_bytes, uint64_t memory_bytes,
+                   uint64_t quota_bytes) {
+    int error = check_ours(job);
+    if (error)
+        return error;
+    error = write_memory(job, memory_bytes);
+    if (error || !quota_bytes || memory_bytes <= before_bytes)
+        return error;
+    /* First everybody says what he wants, then he looks: of two who race, one sees the other. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    struct mux_process_slot slots[MUX_JOB_SLOTS];
+    error = mux_job_read(job, slots);
+    if (!error && !fits(job, slots, memory_bytes, quota_bytes, false) &&
+        !fits(job, slots, memory_bytes, quota_bytes, true))
+        error = EDQUOT;
+    if (error)
+        write_memory(job, before_bytes);
+    return error;
+}
+
+/* ---- budget ------------------------------------------------------------------------------------
+ */
+
+void mux_spending_update(struct mux_spending *spending,
+                         const struct mux_process_slot slots[MUX_JOB_SLOTS]) {
+    for (unsigned i = 0; i < MUX_JOB_SLOTS; i++) {
+        bool known = slots[i].owner == spending->owner[i];
+        uint64_t since = known ? spending->busy_ns[i] : 0;
+        if (slots[i].owner && spending->begun && slots[i].busy_ns > since)
+            spending->total_ns += slots[i].busy_ns - since;
+        spending->owner[i] = slots[i].owner;
+        spending->busy_ns[i] = slots[i].busy_ns;
+    }
+    spending->begun = true;
+}
