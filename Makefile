@@ -9,6 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := node,control,sim,dev
+C_ROOMS := $(patsubst %/Makefile,%,$(wildcard xcuda-preload/Makefile libs/*/Makefile))
 ROOM_TESTS := $(sort $(patsubst %/,%,$(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py))))
 PYTEST_ARGS ?=
 
@@ -38,7 +39,16 @@ help: ## show this list
 	@echo '  More for the test runner: make test PYTEST_ARGS="-k lease -x"'
 
 .PHONY: setup
-setup: $(VENV)/.installed ## make .venv with every extra, at the versions of constraints.txt
+setup: native $(VENV)/.installed ## make .venv with every extra, at the versions of constraints.txt
+
+# Each room's Makefile puts its libraries into the Python package that ships them.
+.PHONY: native
+native: ## build what is written in C
+	@echo '#include <stdio.h>' | $(CC) -fsyntax-only -x c - 2>/dev/null || { \
+		echo 'error: "$(CC)" compiles no C; install a compiler (Debian, Ubuntu: apt install gcc libc6-dev), or name one by CC=' >&2; \
+		exit 1; \
+	}
+	@for room in $(C_ROOMS); do $(MAKE) --silent -C "$$room" all; done
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
@@ -87,5 +97,6 @@ bench-bus: setup ## measure the bus
 
 .PHONY: clean
 clean: ## remove what the other targets made
+	@for room in $(C_ROOMS); do $(MAKE) --silent -C "$$room" clean; done
 	@rm -rf $(VENV) dist out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name .git -prune -o -type d '(' -name __pycache__ -o -name build ')' -prune -exec rm -rf {} +
