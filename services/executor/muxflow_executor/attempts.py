@@ -31,15 +31,14 @@ from typing import Final, TypeVar
 import msgspec
 import structlog
 
-from muxflow.contracts import Attempt, Checkpoint, ExitStatus, Purpose, StopCause, decode_token, encode_token
+from muxflow.attempts import attempt_from_name, directory_name, directory_prefix
+from muxflow.contracts import Attempt, Checkpoint, ExitStatus, Purpose, StopCause
 from muxflow.contracts.event import Bytes, Count, Seconds, TimeNs
 from muxflow_executor.shim import records
 from muxflow_executor.shim.output import SEGMENT
 
 log = structlog.get_logger()
 
-_NAME_BYTES_MAX: Final = 200
-_FINGERPRINT_CHARACTERS: Final = 32
 _SUBMISSION_CHARACTERS: Final = 16
 _SUBMISSION: Final = "submission.json"
 
@@ -298,7 +297,7 @@ class AttemptStore:
         found = set()
         for parent in (self._attempts, self._ended):
             for path in parent.iterdir():
-                known = _attempt_from_name(path.name)
+                known = attempt_from_name(path.name)
                 if known is not None and known.job == job:
                     found.add(known.tenant)
         return found
@@ -324,26 +323,12 @@ class AttemptStore:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def directory_prefix(tenant: str, job: str) -> str:
-    """Name a job as a file: its encoded names, or a part and a fingerprint of them when they are too long for one."""
-    name = f"{encode_token(tenant)}.{encode_token(job)}"
-    if len(name) <= _NAME_BYTES_MAX:
-        return name
-    fingerprint = hashlib.sha256(name.encode()).hexdigest()[:_FINGERPRINT_CHARACTERS]
-    return f"{name[: _NAME_BYTES_MAX - _FINGERPRINT_CHARACTERS]}~{fingerprint}"
-
-
 def checkpoint_name(tenant: str, job: str, submission_id: str) -> str:
     """Name a job's checkpoint directory: another submission under the same name has another one."""
     name = directory_prefix(tenant, job)
     if not submission_id:
         return name
     return f"{name}~{hashlib.sha256(submission_id.encode()).hexdigest()[:_SUBMISSION_CHARACTERS]}"
-
-
-def directory_name(attempt: Attempt) -> str:
-    """Name an attempt's directory."""
-    return f"{directory_prefix(attempt.tenant, attempt.job)}.{attempt.attempt}"
 
 
 def read_record(path: Path, kind: type[T]) -> T | None:
@@ -375,19 +360,10 @@ def write_record(path: Path, record: msgspec.Struct) -> None:
 
 def _intent_from_name(name: str) -> Intent | None:
     """Save an attempt's identity when its intent is lost: its exit can be reported all the same."""
-    attempt = _attempt_from_name(name)
+    attempt = attempt_from_name(name)
     if attempt is None:
         return None
     return Intent(attempt=attempt, node="", gpu="", run_id="", boot_id=records.boot_id(), created_ns=0)
-
-
-def _attempt_from_name(name: str) -> Attempt | None:
-    prefix, _, number = name.rpartition(".")
-    tenant, _, job = prefix.partition(".")
-    try:
-        return Attempt(tenant=decode_token(tenant), job=decode_token(job), attempt=int(number))
-    except ValueError:
-        return None
 
 
 def _age_s(path: Path) -> float:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from muxflow.attempts import directory_name
 from muxflow.contracts import (
     Attempt,
     RunCheckpointed,
@@ -33,7 +34,6 @@ from muxflow_executor.attempts import (
     ProcessRecord,
     Started,
     StopRequest,
-    directory_name,
 )
 from muxflow_executor.launch import Launcher, RunnerSettings, never_started
 from muxflow_executor.processes import alive, send

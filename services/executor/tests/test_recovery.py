@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from executing_node import GPU, Node, alive, slot_of, until
+from muxflow.attempts import directory_name
 from muxflow.contracts import Attempt, RunExited, RunStarted, StopCause
 from muxflow_decisions.node import LocalState
 from muxflow_executor.attempts import (
@@ -26,7 +27,6 @@ from muxflow_executor.attempts import (
     ProcessRecord,
     Started,
     StopRequest,
-    directory_name,
     read_record,
     write_record,
 )
