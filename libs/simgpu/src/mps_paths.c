@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 static void from_variable(char path[MPS_PATH_MAX], const char *name, const char *otherwise) {
     const char *value = getenv(name);

@@ -225,6 +225,16 @@ nvmlReturn_t nvmlDeviceGetPowerManagementMode(nvmlDevice_t device, nvmlEnableSta
     return result;
 }
 
+nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *mj) {
+    nvmlReturn_t result = nvml_check(device, mj);
+    if (result != NVML_SUCCESS)
+        return result;
+    simgpu_lock(&device->gpu);
+    *mj = simgpu_energy_mj(device->gpu.device);
+    simgpu_unlock(&device->gpu);
+    return NVML_SUCCESS;
+}
+
 /* --- Temperature --- */
 
 static unsigned temperature_c(nvmlDevice_t device) {

@@ -43,4 +43,8 @@ uint64_t nvml_model_ns(unsigned long long stamp_us);
 /* Copies a text with its end: NVML_ERROR_INSUFFICIENT_SIZE when it does not fit. */
 nvmlReturn_t nvml_copy_text(char *to, size_t length, const char *text);
 
+/* The calls, which are all that follows in the files that include this, are exported by nvml.map.
+ */
+#pragma GCC visibility push(default)
+
 #endif
