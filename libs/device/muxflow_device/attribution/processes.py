@@ -1,0 +1,142 @@
+"""Who is on a GPU: which of its processes are offline jobs', which belong to a declared online workload, and the rest.
+
+A process that nobody knows is taken for an online one, and named: it is somebody's, and protecting it is the safe
+mistake. The process ids of NVML are those of the host, so whoever asks must live in the host's PID namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from muxflow_device.readings.look import GpuProcess
+
+RUN_ID_VARIABLE: Final = b"MUXFLOW_RUN_ID"
+"""The executor sets it for every process of an attempt."""
+
+_MPS_SERVER: Final = "nvidia-cuda-mps-server"
+_GENERATIONS: Final = 64
+"""How far up a process's ancestors are asked: more than any tree that is no loop of reused ids."""
+
+
+class Side(Enum):
+    """On which side a process is."""
+
+    OFFLINE = "offline"
+    ONLINE = "online"
+    UNKNOWN = "unknown"
+    """Counts as online."""
+    SERVER = "server"
+    """An MPS server: it works for its clients of either side."""
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """A process with a context on the GPU."""
+
+    pid: int
+    name: str
+    side: Side
+    memory_bytes: int | None
+
+
+class Crowd(msgspec.Struct, frozen=True):
+    """All processes with a context on one GPU."""
+
+    processes: tuple[Process, ...]
+
+    def on(self, *sides: Side) -> tuple[Process, ...]:
+        """Give those on these sides."""
+        return tuple(process for process in self.processes if process.side in sides)
+
+    @property
+    def others(self) -> tuple[Process, ...]:
+        """Everybody who is not ours, and whose work therefore counts as the online side's."""
+        return self.on(Side.ONLINE, Side.UNKNOWN)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all who can launch work are in it: an MPS server without a client in sight may hide some."""
+        return not self.on(Side.SERVER) or len(self.on(Side.SERVER)) < len(self.processes)
+
+
+class ProcessTable:
+    """Sorts the processes of one GPU; remembers what does not change while a process lives."""
+
+    def __init__(self, is_online: Callable[[int, str], bool]) -> None:
+        """`is_online(pid, command line)` tells the processes of the declared workload."""
+        self._is_online = is_online
+        self._known: dict[tuple[int, int], Process] = {}
+
+    def forget(self) -> None:
+        """Ask about everybody again: what is declared has changed."""
+        self._known.clear()
+
+    def sort(self, processes: Iterable[GpuProcess], *, offline: Collection[int], online: Collection[int]) -> Crowd:
+        """Put each on its side. `offline` are the owners of job pages' slots, `online` those of the beacon's."""
+        known = {}
+        for process in processes:
+            key = (process.pid, _start_ticks(process.pid))
+            before = self._known.get(key)
+            if before is None or before.side is Side.UNKNOWN:
+                name, side = self._look(process.pid, offline, online)
+            else:
+                name, side = before.name, before.side
+            known[key] = Process(pid=process.pid, name=name, side=side, memory_bytes=process.memory_bytes)
+        self._known = known
+        return Crowd(tuple(known.values()))
+
+    def _look(self, pid: int, offline: Collection[int], online: Collection[int]) -> tuple[str, Side]:
+        command = _command_line(pid)
+        name = Path(command.partition(" ")[0]).name or f"process {pid}"
+        if pid in offline or _descends(pid, offline):
+            return name, Side.OFFLINE
+        if name == _MPS_SERVER:
+            return name, Side.SERVER
+        if pid in online or self._is_online(pid, command):
+            return name, Side.ONLINE
+        return name, Side.UNKNOWN
+
+
+def _descends(pid: int, offline: Collection[int]) -> bool:
+    """Whether a process or one of its ancestors is marked as an attempt's, or owns a slot."""
+    for _ in range(_GENERATIONS):
+        if pid <= 1:
+            return False
+        if pid in offline or _is_marked(pid):
+            return True
+        pid = _parent(pid)
+    return False
+
+
+def _is_marked(pid: int) -> bool:
+    return any(entry.startswith(RUN_ID_VARIABLE + b"=") for entry in _read(pid, "environ").split(b"\0"))
+
+
+def _command_line(pid: int) -> str:
+    return _read(pid, "cmdline").rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+
+
+def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
+def _start_ticks(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[19]) if len(fields) > 19 else 0
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Fields of /proc/<pid>/stat from the state on: the name before them may hold anything."""
+    return _read(pid, "stat").rpartition(b")")[2].split()
+
+
+def _read(pid: int, name: str) -> bytes:
+    with contextlib.suppress(OSError):  # gone, or somebody else's
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    return b""

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from muxflow_device.attribution.processes import Crowd, ProcessTable, Side
+from muxflow_device.readings.look import GpuProcess
+
+
+@contextmanager
+def program(code: str = "import sys; sys.stdin.read()", **env: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that lives until its standard input ends, and has said that it runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", f"print(0, flush=True); {code}"],
+        env={**os.environ, **env},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        yield process
+    finally:
+        process.communicate()
+
+
+def sort(table: ProcessTable, *pids: int, offline: tuple[int, ...] = (), online: tuple[int, ...] = ()) -> Crowd:
+    return table.sort([GpuProcess(pid, 2**20) for pid in pids], offline=offline, online=online)
+
+
+def side(crowd: Crowd, pid: int) -> Side:
+    return next(process.side for process in crowd.processes if process.pid == pid)
+
+
+@pytest.fixture
+def table() -> ProcessTable:
+    return ProcessTable(lambda _pid, command: "serve.py" in command)
+
+
+def test_owners_of_slots_and_processes_of_an_attempt_are_offline(table: ProcessTable) -> None:
+    with program() as owner, program(MUXFLOW_RUN_ID="r") as marked, program() as stranger:
+        crowd = sort(table, owner.pid, marked.pid, stranger.pid, offline=(owner.pid,))
+        assert side(crowd, owner.pid) is Side.OFFLINE
+        assert side(crowd, marked.pid) is Side.OFFLINE
+        assert side(crowd, stranger.pid) is Side.UNKNOWN
+
+
+def test_a_child_without_the_mark_is_offline_because_its_parent_is(table: ProcessTable) -> None:
+    child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-I', '-S', '-c', 'input()'], env={}); "
+    with program(child + "print(p.pid, flush=True); sys.stdin.read()", MUXFLOW_RUN_ID="r") as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert side(sort(table, pid), pid) is Side.OFFLINE
+
+
+def test_the_declared_workload_is_known_by_its_command_line(table: ProcessTable) -> None:
+    with program("'serve.py'; import sys; sys.stdin.read()") as service, program() as stranger:
+        crowd = sort(table, service.pid, stranger.pid)
+        assert side(crowd, service.pid) is Side.ONLINE
+        assert [process.pid for process in crowd.others] == [service.pid, stranger.pid]
+
+
+def test_whoever_writes_the_beacon_is_online(table: ProcessTable) -> None:
+    with program() as service:
+        assert side(sort(table, service.pid, online=(service.pid,)), service.pid) is Side.ONLINE
+
+
+def test_an_unknown_process_is_asked_again_and_named(table: ProcessTable) -> None:
+    with program() as late:
+        assert side(sort(table, late.pid), late.pid) is Side.UNKNOWN
+        crowd = sort(table, late.pid, offline=(late.pid,))
+        assert side(crowd, late.pid) is Side.OFFLINE
+        assert crowd.processes[0].name.startswith("python")
+
+
+def test_a_process_that_has_gone_meanwhile_is_unknown(table: ProcessTable) -> None:
+    with program() as gone:
+        pass
+    assert side(sort(table, gone.pid), gone.pid) is Side.UNKNOWN
+
+
+def test_what_is_declared_anew_counts_for_those_who_are_there() -> None:
+    declared: list[str] = []
+    table = ProcessTable(lambda _pid, command: any(word in command for word in declared))
+    with program("'first'; import sys; sys.stdin.read()") as service:
+        declared.append("first")
+        assert side(sort(table, service.pid), service.pid) is Side.ONLINE
+        declared.clear()
+        table.forget()
+        assert side(sort(table, service.pid), service.pid) is Side.UNKNOWN
