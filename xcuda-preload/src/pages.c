@@ -58,8 +58,6 @@ static enum mux_gate_state stricter(enum mux_gate_state device, enum mux_gate_st
 }
 
 static uint32_t budget(struct mux_gate device, struct mux_gate job, enum mux_gate_state state) {
-    if (state == MUX_GATE_FROZEN)
-        return 0;
     if (state == MUX_GATE_OPEN) /* the job's is a share of the device's */
         return device.budget_permille * job.budget_permille / 1000;
     /* The job's is the trickle's own; the device's means something only while it is open. */
@@ -71,6 +69,8 @@ struct mux_gate mux_gate_combine(uint64_t device_word, uint64_t job_word) {
     struct mux_gate device = mux_gate_unpack(device_word);
     struct mux_gate job = mux_gate_unpack(job_word);
     enum mux_gate_state state = stricter(device.state, job.state);
+    if (state == MUX_GATE_FROZEN)
+        return (struct mux_gate){.state = state, .epoch = device.epoch};
     return (struct mux_gate){
         .state = state,
         .budget_permille = budget(device, job, state),
@@ -217,6 +217,16 @@ void mux_pulse_start(struct mux_pulse *pulse, const struct mux_device_page *page
     note(pulse, mux_load64(&page->heartbeat), now_monotonic_ns, just_read(page));
 }
 
+int mux_device_refresh(struct mux_mapping *device, struct mux_pulse *pulse,
+                       int64_t now_monotonic_ns) {
+    ino_t inode = device->inode;
+    int before = device->error;
+    int error = mux_mapping_refresh(device);
+    if (device->inode != inode || error != before)
+        mux_pulse_start(pulse, device->page, now_monotonic_ns);
+    return error;
+}
+
 bool mux_pulse_moved(struct mux_pulse *pulse, const struct mux_device_page *page, uint64_t beat,
                      int64_t now_monotonic_ns) {
     int64_t age_ns =
@@ -254,25 +264,15 @@ bool mux_readings_read(const struct mux_device_page *page, struct mux_device_rea
 /* ---- one job's view of its gate ----------------------------------------------------------------
  */
 
-static int64_t monotonic_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
-
-void mux_view_open(struct mux_view *view, const char *device_dir, const char *job_dir) {
+void mux_view_open(struct mux_view *view, const char *device_dir, const char *job_dir,
+                   int64_t now_monotonic_ns) {
     mux_mapping_open(&view->device, device_dir, "device", MUX_PAGE_DEVICE);
     mux_mapping_open(&view->control, job_dir, "control", MUX_PAGE_CONTROL);
-    mux_pulse_start(&view->pulse, mux_view_device(view), monotonic_ns());
+    mux_pulse_start(&view->pulse, mux_view_device(view), now_monotonic_ns);
 }
 
-void mux_view_refresh(struct mux_view *view) {
-    ino_t inode = view->device.inode;
-    int error = view->device.error;
-    mux_mapping_refresh(&view->device);
-    if (view->device.inode != inode ||
-        view->device.error != error) /* another page, another pulse */
-        mux_pulse_start(&view->pulse, mux_view_device(view), monotonic_ns());
+void mux_view_refresh(struct mux_view *view, int64_t now_monotonic_ns) {
+    mux_device_refresh(&view->device, &view->pulse, now_monotonic_ns);
     mux_mapping_refresh(&view->control);
 }
 

@@ -119,6 +119,10 @@ struct mux_pulse {
 void mux_pulse_start(struct mux_pulse *pulse, const struct mux_device_page *page,
                      int64_t now_monotonic_ns);
 
+/* Refreshes the mapping of a device page; another page has another pulse. */
+int mux_device_refresh(struct mux_mapping *device, struct mux_pulse *pulse,
+                       int64_t now_monotonic_ns);
+
 /* Called when the heartbeat has another value than the one that was noted. */
 bool mux_pulse_moved(struct mux_pulse *pulse, const struct mux_device_page *page, uint64_t beat,
                      int64_t now_monotonic_ns);
@@ -152,11 +156,12 @@ struct mux_view {
 };
 
 /* Maps both pages. Whatever is missing or wrong reads as FROZEN; see `.error` of the mappings. */
-void mux_view_open(struct mux_view *view, const char *device_dir, const char *job_dir);
+void mux_view_open(struct mux_view *view, const char *device_dir, const char *job_dir,
+                   int64_t now_monotonic_ns);
 
 /* Looks at the paths again. To be called now and then while work goes on, and while the gate is
  * frozen; one thread at a time. */
-void mux_view_refresh(struct mux_view *view);
+void mux_view_refresh(struct mux_view *view, int64_t now_monotonic_ns);
 
 void mux_view_close(struct mux_view *view);
 
