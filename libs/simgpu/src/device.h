@@ -44,6 +44,17 @@ enum {
     SIMGPU_QUEUE_DEPTH = 1024,           /* operations a context may have queued */
 };
 
+/* CUresults with which the model lets clients fail. */
+enum simgpu_error {
+    SIMGPU_ERROR_DEVICE_UNAVAILABLE = 46,
+    SIMGPU_ERROR_ECC_UNCORRECTABLE = 214,
+    SIMGPU_ERROR_CONTAINED = 226,
+    SIMGPU_ERROR_ILLEGAL_ADDRESS = 700,
+    SIMGPU_ERROR_LAUNCH_FAILED = 719,
+    SIMGPU_ERROR_MPS_RPC_FAILURE = 806,
+    SIMGPU_ERROR_MPS_CLIENT_TERMINATED = 810,
+};
+
 #define SIMGPU_NONE  UINT32_MAX /* no slot */
 #define SIMGPU_NEVER UINT64_MAX /* a time that does not come */
 
@@ -81,6 +92,8 @@ struct simgpu_op {
     uint32_t kind;          /* enum simgpu_op_kind */
     uint32_t stream;
     uint32_t context;
+    uint32_t client;
+    uint32_t reserved;
     uint64_t id;          /* counts all operations of the device; order of enqueueing */
     uint64_t sequence;    /* place in its stream, from 1 */
     double work_ns;       /* time alone on the whole device at boost clock */
@@ -99,7 +112,8 @@ struct simgpu_op {
     uint64_t enqueued_ns;
     uint64_t started_ns;
     uint64_t ended_ns;
-    double backlog_ns; /* work of its stream up to and with it, since the stream was made */
+    double before_ns;  /* least time of its stream's work before it, since the stream was made */
+    double backlog_ns; /* ... and with it */
     uint32_t next;     /* derived: next of its stream, of the free list or of the ended list */
     _Atomic uint32_t which;
     struct simgpu_progress progress[2]; /* [which] is valid */
@@ -187,7 +201,7 @@ struct simgpu_stream {
     /* Both only grow, also when the slot is used again: a sequence is ended for good. */
     _Atomic uint64_t enqueued;  /* derived: sequence of the newest operation */
     _Atomic uint64_t completed; /* sequence of the newest that ended */
-    double backlog_ns;          /* derived: work enqueued since the stream was made */
+    double backlog_ns;          /* derived: least time of all its work since it was made */
     uint32_t first;             /* derived: oldest operation that has not ended */
     uint32_t last;              /* derived */
     uint32_t lane;              /* derived: its lane, or SIMGPU_NONE: no work */
@@ -212,7 +226,7 @@ struct simgpu_event {
     uint64_t id; /* never reused */
     uint64_t client_id;
     uint32_t stream; /* the newest record lies in this stream at this sequence; NONE: never */
-    uint32_t reserved;
+    uint32_t next;   /* derived: of the free list */
     uint64_t sequence;
     _Atomic uint64_t time_ns; /* when the newest record that has ended did so; 0: none yet */
 };
@@ -274,6 +288,8 @@ struct simgpu_mps {
     _Atomic int32_t fault_error;         /* what its clients fail with while FAULTED */
     uint32_t reserved;
     _Atomic uint64_t faults; /* fatal faults so far */
+    uint64_t registered_ns;
+    uint64_t server_started_ns;
 };
 
 enum { SIMGPU_LIFE_MPS_CONTROL = 1000, SIMGPU_LIFE_MPS_SERVER = 2000 };
@@ -373,7 +389,7 @@ void simgpu_wait(struct simgpu_device *device, uint32_t seen, uint64_t until_ns)
 int simgpu_hold_life(const char *dir, unsigned index, unsigned life);
 bool simgpu_life_is_held(const struct simgpu *gpu, unsigned life);
 
-/* --- Reading (status.c), under the lock unless said otherwise --- */
+/* --- Reading (meters.c), under the lock unless said otherwise --- */
 
 /* Totals brought to the device's now. */
 struct simgpu_totals simgpu_device_totals(const struct simgpu_device *device);
@@ -384,6 +400,8 @@ struct simgpu_totals simgpu_device_totals_at(const struct simgpu_device *device,
 struct simgpu_totals simgpu_client_totals_at(const struct simgpu_device *device, uint32_t client,
                                              uint64_t time_ns);
 uint32_t simgpu_power_mw(const struct simgpu_device *device, uint64_t window_ns);
+/* Since the device was made, at boost clock. */
+uint64_t simgpu_energy_mj(const struct simgpu_device *device);
 uint32_t simgpu_temperature_c(const struct simgpu_device *device);
 
 /* --- Injection (fault.c), under the lock --- */
