@@ -79,7 +79,7 @@ class DevicePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Before a device that was not watched is opened."""
     relax_s: CalmS = 2.0
     """Before an unhealthy device is healthy again."""
-    readmit_s: CalmS = 5.0
+    readmit_s: Annotated[float, Meta(ge=0.01, le=86_400)] = 5.0
     """Before a device admits again after its first Overlimit; doubled with each recent one."""
     readmit_longest_s: CalmS = 300.0
     recent_s: CalmS = 900.0
