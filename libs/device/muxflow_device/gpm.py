@@ -1,7 +1,7 @@
 """GPU Performance Monitoring: how much of the SMs and of the memory bandwidth is in use (NVML, Hopper and later).
 
-NVML keeps no meters of its own here: two samples, more than 100 ms apart, give the mean between them. Three are kept
-in turn, so that ten looks a second give ten values a second, each over the last two periods.
+NVML keeps no meters of its own here: two samples, more than 100 ms apart, give the mean between them. A few are kept in
+turn, so that ten looks a second give ten values a second, each over the last 0.1 to 0.2 s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import msgspec
 
 _APART_NS: Final = 100_000_000
 """Samples that are not further apart give no metrics (nvml.h, `nvmlGpmMetricsGet`)."""
-_KEPT: Final = 3
+_EVERY_NS: Final = 45_000_000
+_KEPT: Final = 4
+"""Taken 45 ms or more apart, one of three is always old enough, and there is one to spare."""
 
 
 class GpmMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,18 +56,20 @@ class Gpm:
         return bool(pynvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice)
 
     def look(self, now_ns: int) -> GpmMetrics | None:
-        """Take a sample; returns the newest metrics, null until two samples are far enough apart."""
+        """Take a sample, if the last one is old enough; returns the newest metrics, null until there can be some."""
+        if self._taken and now_ns - self._taken[-1][0] < _EVERY_NS:
+            return self._latest
         sample = self._spare.pop()
         try:
             self._pynvml.nvmlGpmSampleGet(self._handle, sample)
         except BaseException:
             self._spare.append(sample)
             raise
+        before = next((taken for taken in reversed(self._taken) if now_ns - taken[0] > _APART_NS), None)
+        if before is not None:
+            self._latest = self._between(*before, now_ns, sample)
         self._taken.append((now_ns, sample))
-        begin_ns, first = self._taken[0]
-        if now_ns - begin_ns > _APART_NS:
-            self._latest = self._between(begin_ns, first, now_ns, sample)
-        if len(self._taken) == _KEPT:
+        if not self._spare:
             self._spare.append(self._taken.popleft()[1])
         return self._latest
 

@@ -8,16 +8,12 @@ How busy each process was is asked only when it is needed to tell two sides apar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, Final
-
-import structlog
 
 from muxflow_device.gpm import Gpm, GpmMetrics
 from muxflow_device.nvml import Nvml, Trouble, meaning
 from muxflow_device.readings.look import GpuProcess, Look, Share
-
-log = structlog.get_logger()
+from muxflow_device.readings.question import Question
 
 SLOW_EVERY: Final = 5
 """Looks from one reading of what changes slowly to the next."""
@@ -37,48 +33,6 @@ class GpuAway(Exception):  # noqa: N818 - it reads as what is told
         self.trouble = trouble
         self.code = code
         self.opening = opening
-
-
-class _Question:
-    """One thing that is asked of one GPU, until NVML says that it is never given."""
-
-    def __init__(self, name: str, ask: Callable[[], Any]) -> None:
-        self.name = name
-        self.supported: bool | None = None
-        """Null until it was asked."""
-        self.failing = False
-        self._ask = ask
-
-    def ask(self, error_type: type[Exception], nothing: Any = None) -> Any:
-        """Give the answer, `nothing` where there is none now, null where there is none ever or this time.
-
-        Raises what says that the GPU is away.
-        """
-        if self.supported is False:
-            return None
-        try:
-            answer = self._ask()
-        except error_type as error:
-            return self._without(error, nothing)
-        self.supported = True
-        if self.failing:
-            self.failing = False
-            log.info("NVML answers again", call=self.name)
-        return answer
-
-    def _without(self, error: Any, nothing: Any) -> Any:
-        match meaning(error.value):
-            case Trouble.NOTHING:
-                self.supported = True
-                return nothing
-            case Trouble.UNSUPPORTED:
-                self.supported = False
-                return None
-            case Trouble.FAILED:
-                self.failing = True
-                return None
-            case _:
-                raise error
 
 
 class GpuReader:
@@ -124,7 +78,7 @@ class GpuReader:
         if session is not None and valid:
             session.close()
 
-    def _questions(self) -> tuple[_Question, ...]:
+    def _questions(self) -> tuple[Question, ...]:
         return self._session.questions if self._session is not None else ()
 
 
@@ -136,22 +90,22 @@ class _Session:
         self._error = pynvml.NVMLError
         self._gpm = _gpm(pynvml, handle)
         self._utilization = _UtilizationMeter(pynvml, handle)
-        self._memory = _Question("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
-        self._metrics = _Question("gpm", self._look_at_gpm)
+        self._memory = Question("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
+        self._metrics = Question("gpm", self._look_at_gpm)
         self._metrics.supported = None if self._gpm is not None else False
-        self._clock = _Question("sm_clock", lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
-        self._clock_max = _Question(
+        self._clock = Question("sm_clock", lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
+        self._clock_max = Question(
             "sm_clock_max", lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
         )
         # The name of this call since driver 535; older ones have it as ...ThrottleReasons, with the same bits.
-        self._throttle = _Question("throttle_reasons", lambda: _throttle_reasons(pynvml, handle))
-        self._power = _Question("power", lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
-        self._temperature = _Question(
+        self._throttle = Question("throttle_reasons", lambda: _throttle_reasons(pynvml, handle))
+        self._power = Question("power", lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
+        self._temperature = Question(
             "temperature", lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
         )
-        self._processes = _Question("processes", lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-        self._clients = _Question("mps_processes", lambda: pynvml.nvmlDeviceGetMPSComputeRunningProcesses(handle))
-        self._activity = _Question(
+        self._processes = Question("processes", lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        self._clients = Question("mps_processes", lambda: pynvml.nvmlDeviceGetMPSComputeRunningProcesses(handle))
+        self._activity = Question(
             "process_utilization",
             lambda: pynvml.nvmlDeviceGetProcessUtilization(handle, time.time_ns() // _US_NS - _RECENT_US),
         )
@@ -223,11 +177,11 @@ class _UtilizationMeter:
         self._error = pynvml.NVMLError
         self._stamp_us = 0
         self._newest: Share | None = None
-        self._samples = _Question(
+        self._samples = Question(
             "utilization_samples",
             lambda: pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_GPU_UTILIZATION_SAMPLES, self._stamp_us)[1],
         )
-        self._rates = _Question("utilization", lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
+        self._rates = Question("utilization", lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
         self.questions = (self._samples, self._rates)
 
     def look(self, now_ns: int) -> Share | None:
