@@ -1,0 +1,74 @@
+"""The beacon page: when online processes last launched something. The monitor makes it and looks at it."""
+
+from __future__ import annotations
+
+import os
+import time
+from ctypes import sizeof
+from typing import Final, Self
+
+import msgspec
+
+from muxflow_device.pages.errors import PageError
+from muxflow_device.pages.file import check, create, open_for_reading
+from muxflow_device.pages.layout import PAGE_BYTES, PageKind, RawBeaconPage
+from muxflow_device.processes import lives
+from muxflow_device.rundir import DeviceDirectory
+
+_WRITABLE: Final = 0o666
+"""Online services run as users that we do not know; all they could forge is that they are busy."""
+
+
+class BeaconView(msgspec.Struct, frozen=True, kw_only=True):
+    """What online processes say of themselves."""
+
+    processes: int
+    """How many live ones use the beacon."""
+    launches: int
+    """Theirs, all told."""
+    last_launch_monotonic_ns: int | None
+    """The latest, by CLOCK_MONOTONIC; None when nobody has launched anything."""
+    problem: str | None = None
+
+
+class BeaconPage:
+    """The monitor's view of one beacon page."""
+
+    def __init__(self, directory: DeviceDirectory) -> None:
+        """Open the page. Raises PageError when it is not there, OSError."""
+        self.path = directory.beacon_page
+        self._fd = open_for_reading(self.path)
+
+    @classmethod
+    def create(cls, directory: DeviceDirectory, *, uuid: str) -> None:
+        """Make the page; one that is there stays. Raises OSError."""
+        directory.create()
+        create(directory.beacon_page, RawBeaconPage(), kind=PageKind.BEACON, uuid=uuid, mode=_WRITABLE, owner=None)
+
+    def read(self, *, now_monotonic_ns: int | None = None) -> BeaconView:
+        """Look at all processes. A launch in the future counts as one of this moment: somebody is busy."""
+        now_ns = time.monotonic_ns() if now_monotonic_ns is None else now_monotonic_ns
+        try:
+            check(self._fd, PageKind.BEACON, self.path)
+            raw = os.pread(self._fd, PAGE_BYTES[PageKind.BEACON], 0)
+            if len(raw) < sizeof(RawBeaconPage):
+                raise PageError(f"{self.path} was truncated while it was read")  # noqa: TRY301
+        except PageError as error:
+            return BeaconView(processes=0, launches=0, last_launch_monotonic_ns=None, problem=str(error))
+        slots = [slot for slot in RawBeaconPage.from_buffer_copy(raw).slots if slot.owner and lives(slot.owner)]
+        launched = [min(slot.last_launch_monotonic_ns, now_ns) for slot in slots if slot.last_launch_monotonic_ns > 0]
+        return BeaconView(
+            processes=len(slots),
+            launches=sum(slot.launches for slot in slots),
+            last_launch_monotonic_ns=max(launched, default=None),
+        )
+
+    def close(self) -> None:
+        """Let the page go."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
