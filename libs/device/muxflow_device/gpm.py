@@ -67,7 +67,8 @@ class Gpm:
             raise
         before = next((taken for taken in reversed(self._taken) if now_ns - taken[0] > _APART_NS), None)
         if before is not None:
-            self._latest = self._between(*before, now_ns, sample)
+            begin_ns, first = before
+            self._latest = self._between(begin_ns, first, now_ns, sample)
         self._taken.append((now_ns, sample))
         if not self._spare:
             self._spare.append(self._taken.popleft()[1])

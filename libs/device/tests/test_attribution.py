@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxflow_device.attribution.busy import BusyMeter, OfflineProcess, worst_inflation
+from muxflow_device.attribution.busy import BusyMeter
+from muxflow_device.attribution.jobs import OfflineJob, memory_bytes, worst_inflation
 from muxflow_device.attribution.online import OfflineWeight, OnlineMeter
 from muxflow_device.attribution.processes import Crowd, Process, Side
+from muxflow_device.pages import JobUsage, ProcessSlot
 from muxflow_device.readings.look import Look, Share
 
 MS_NS = 1_000_000
@@ -16,13 +18,40 @@ PERIOD_NS = 100 * MS_NS
 START_NS = 1_000 * PERIOD_NS
 
 
-def offline(busy_ms: float, *, owner: int = 1, **fields: Any) -> OfflineProcess:
-    values = {"attempt": "default.job.1", "pid": owner, "memory_bytes": 0, **fields}
-    return OfflineProcess(owner=owner, busy_ns=int(busy_ms * MS_NS), **values)
+def offline(busy_ms: float, *, name: str = "default.job.1", inflight: int = 0, **fields: Any) -> OfflineJob:
+    """A job of one process."""
+    process = ProcessSlot(
+        pid=10,
+        owner=10,
+        launches=0,
+        busy_ns=int(busy_ms * MS_NS),
+        throttled_ns=0,
+        frozen_ns=0,
+        refused_bytes=0,
+        inflight_ns=0,
+        inflight=inflight,
+        drained=False,
+        gate_epoch=0,
+        **{"memory_bytes": 0, **fields},
+    )
+    usage = JobUsage(
+        processes=(process,),
+        ended=(),
+        launches=0,
+        busy_ns=process.busy_ns,
+        throttled_ns=0,
+        frozen_ns=0,
+        refused_bytes=0,
+    )
+    return OfflineJob(name=name, usage=usage)
 
 
 def process(pid: int, side: Side) -> Process:
     return Process(pid=pid, name="program", side=side, memory_bytes=None)
+
+
+def holding(pid: int, memory_bytes: int | None, side: Side = Side.OFFLINE) -> Process:
+    return Process(pid=pid, name="program", side=side, memory_bytes=memory_bytes)
 
 
 OURS = process(10, Side.OFFLINE)
@@ -46,7 +75,6 @@ class Bench:
         *,
         busy: float,
         crowd: Crowd | None = BOTH,
-        inflation: int | None = None,
         by_process: dict[int, float] | None = None,
         utilization: float | None = None,
         sm_activity: float | None = None,
@@ -61,7 +89,7 @@ class Bench:
             sm_activity=None if sm_activity is None else Share(begin_ns, self.now_ns, sm_activity),
             process_utilization=by_process,
         )
-        return self.online.estimate_pct(look, self.busy, inflation_permille=inflation, crowd=crowd)
+        return self.online.estimate_pct(look, self.busy, crowd)
 
 
 # --- how busy the offline side is
@@ -80,10 +108,10 @@ def test_the_busy_share_is_that_of_the_asked_interval() -> None:
 
 def test_jobs_add_up_and_never_to_more_than_the_time_that_passed() -> None:
     meter = BusyMeter()
-    meter.take(START_NS, [offline(0, owner=1), offline(0, owner=2)])
-    meter.take(START_NS + PERIOD_NS, [offline(30, owner=1), offline(40, owner=2)])
+    meter.take(START_NS, [offline(0, name="a"), offline(0, name="b")])
+    meter.take(START_NS + PERIOD_NS, [offline(30, name="a"), offline(40, name="b")])
     assert meter.newest() == pytest.approx(0.7)
-    meter.take(START_NS + 2 * PERIOD_NS, [offline(130, owner=1), offline(140, owner=2)])
+    meter.take(START_NS + 2 * PERIOD_NS, [offline(130, name="a"), offline(140, name="b")])
     assert meter.newest() == 1.0
 
 
@@ -95,10 +123,10 @@ def test_what_ran_before_the_monitor_began_does_not_count() -> None:
     assert meter.newest() == pytest.approx(0.2)
 
 
-def test_a_process_that_appears_counts_from_its_beginning_and_one_that_ends_takes_nothing_back() -> None:
+def test_a_job_that_appears_counts_from_its_beginning_and_one_that_ends_takes_nothing_back() -> None:
     meter = BusyMeter()
     meter.take(START_NS, [])
-    meter.take(START_NS + PERIOD_NS, [offline(60, owner=7)])
+    meter.take(START_NS + PERIOD_NS, [offline(60, name="new")])
     assert meter.newest() == pytest.approx(0.6)
     meter.take(START_NS + 2 * PERIOD_NS, [])
     assert meter.newest() == 0.0
@@ -114,12 +142,11 @@ def test_an_operation_that_is_in_flight_from_look_to_look_is_running() -> None:
     assert meter.newest() == 1.0
 
 
-@given(counters=st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=20))
+@given(counters=st.lists(st.integers(0, 2**53), min_size=2, max_size=20))
 def test_no_counter_makes_a_share_that_cannot_be(counters: list[int]) -> None:
     meter = BusyMeter()
     for number, busy_ns in enumerate(counters):
-        process = OfflineProcess(attempt="a", pid=1, owner=1, busy_ns=busy_ns, memory_bytes=0)
-        meter.take(START_NS + number * PERIOD_NS, [process])
+        meter.take(START_NS + number * PERIOD_NS, [offline(busy_ns / MS_NS)])
         assert 0.0 <= meter.newest() <= 1.0
         assert 0.0 <= meter.share(START_NS, START_NS + number * PERIOD_NS + 1) <= 1.0
 
@@ -129,6 +156,14 @@ def test_the_worst_inflation_is_that_of_those_who_know_it() -> None:
     assert (
         worst_inflation([offline(0, inflation_permille=1100), offline(0, inflation_permille=1900), offline(0)]) == 1900
     )
+
+
+def test_offline_memory_is_what_the_slot_says_or_nvml_if_that_is_more() -> None:
+    jobs = [offline(0, memory_bytes=100)]
+    assert memory_bytes(jobs, None) == 100
+    assert memory_bytes(jobs, Crowd((holding(10, 150), holding(11, 7)))) == 157
+    assert memory_bytes(jobs, Crowd((holding(10, 50), holding(20, 999, Side.ONLINE)))) == 100
+    assert memory_bytes([], Crowd((holding(10, None),))) == 0
 
 
 # --- how active the online side is
@@ -173,9 +208,8 @@ def test_a_share_that_nvml_counts_for_the_mps_server_is_nobodys() -> None:
     assert activity == pytest.approx(48)  # (75 - 50 - 1) / (100 - 50): what shows beside ours
 
 
-def test_a_burst_that_slows_ours_down_shows_at_once() -> None:
-    activity = Bench().look(busy=1.0, sm_activity=1.0, by_process={10: 1.0}, inflation=2000)
-    assert activity == pytest.approx(50)
+def test_without_an_account_of_processes_what_shows_beside_ours_is_scaled_up() -> None:
+    assert Bench().look(busy=0.5, utilization=0.76) == pytest.approx(50)
 
 
 def test_online_work_on_sms_that_ours_leave_free_is_seen_once_our_weight_is_known() -> None:
@@ -213,13 +247,10 @@ def test_the_weight_of_offline_kernels_is_forgotten_after_a_minute() -> None:
     busy=st.floats(0, 1),
     device=st.floats(0, 1),
     theirs=st.none() | st.floats(0, 1),
-    inflation=st.none() | st.integers(0, 10**6),
 )
-def test_online_activity_is_a_percentage_of_the_device(
-    busy: float, device: float, theirs: float | None, inflation: int | None
-) -> None:
+def test_online_activity_is_a_percentage_of_the_device(busy: float, device: float, theirs: float | None) -> None:
     by_process = None if theirs is None else {20: theirs}
-    coarse = Bench().look(busy=busy, by_process=by_process, inflation=inflation, utilization=device)
-    fine = Bench().look(busy=busy, by_process=by_process, inflation=inflation, sm_activity=device)
+    coarse = Bench().look(busy=busy, by_process=by_process, utilization=device)
+    fine = Bench().look(busy=busy, by_process=by_process, sm_activity=device)
     assert coarse is None or 0 <= coarse <= 100
     assert fine is None or 0 <= fine <= 100

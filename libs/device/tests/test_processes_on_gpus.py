@@ -30,8 +30,8 @@ def program(code: str = "import sys; sys.stdin.read()", **env: str) -> Iterator[
         process.communicate()
 
 
-def sort(table: ProcessTable, *pids: int, offline: tuple[int, ...] = (), online: tuple[int, ...] = ()) -> Crowd:
-    return table.sort([GpuProcess(pid, 2**20) for pid in pids], offline=offline, online=online)
+def sort(table: ProcessTable, *pids: int, offline: tuple[int, ...] = ()) -> Crowd:
+    return table.sort([GpuProcess(pid, 2**20) for pid in pids], offline=offline)
 
 
 def side(crowd: Crowd, pid: int) -> Side:
@@ -40,7 +40,7 @@ def side(crowd: Crowd, pid: int) -> Side:
 
 @pytest.fixture
 def table() -> ProcessTable:
-    return ProcessTable(lambda _pid, command: "serve.py" in command)
+    return ProcessTable(lambda command: "serve.py" in command)
 
 
 def test_owners_of_slots_and_processes_of_an_attempt_are_offline(table: ProcessTable) -> None:
@@ -66,9 +66,14 @@ def test_the_declared_workload_is_known_by_its_command_line(table: ProcessTable)
         assert [process.pid for process in crowd.others] == [service.pid, stranger.pid]
 
 
-def test_whoever_writes_the_beacon_is_online(table: ProcessTable) -> None:
-    with program() as service:
-        assert side(sort(table, service.pid, online=(service.pid,)), service.pid) is Side.ONLINE
+def test_a_slot_makes_no_offline_process_of_the_declared_workload(table: ProcessTable) -> None:
+    with program("'serve.py'; import sys; sys.stdin.read()") as service:
+        assert side(sort(table, service.pid, offline=(service.pid,)), service.pid) is Side.ONLINE
+
+
+def test_a_job_that_looks_like_the_declared_workload_is_offline_all_the_same(table: ProcessTable) -> None:
+    with program("'serve.py'; import sys; sys.stdin.read()", MUXFLOW_RUN_ID="r") as job:
+        assert side(sort(table, job.pid), job.pid) is Side.OFFLINE
 
 
 def test_an_unknown_process_is_asked_again_and_named(table: ProcessTable) -> None:
@@ -87,7 +92,7 @@ def test_a_process_that_has_gone_meanwhile_is_unknown(table: ProcessTable) -> No
 
 def test_what_is_declared_anew_counts_for_those_who_are_there() -> None:
     declared: list[str] = []
-    table = ProcessTable(lambda _pid, command: any(word in command for word in declared))
+    table = ProcessTable(lambda command: any(word in command for word in declared))
     with program("'first'; import sys; sys.stdin.read()") as service:
         declared.append("first")
         assert side(sort(table, service.pid), service.pid) is Side.ONLINE

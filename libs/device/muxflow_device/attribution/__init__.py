@@ -1,5 +1,5 @@
 """Whose work it is that keeps a GPU busy: ours, the online side's, and what nobody has declared.
 
-`busy` measures the offline side, from job pages; `processes` sorts the processes on the GPU; `online` estimates what is
-left for the online side.
+`jobs` reads the offline side's pages and `busy` measures it by them; `processes` sorts the processes on the GPU;
+`online` estimates what the online side uses.
 """

@@ -2,39 +2,22 @@
 
 *Offline busy* is the share of wall time in which at least one offline operation ran. Each process counts its own such
 time; processes that run at once are counted twice, so the sum over them is an upper bound, and never more than the time
-that has passed. Counters are untrusted: one that goes backwards, or a process that appears with more than can be, adds
-what can be and no more.
+that has passed.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
-import msgspec
+from muxflow_device.attribution.jobs import OfflineJob
 
 _KEPT_NS: Final = 3_000_000_000
 """How far back the curve reaches: NVML's longest period, twice, and a late look."""
 
 
-class OfflineProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """One living process of an offline job, as its slot in the job page has it."""
-
-    attempt: str
-    """Name of the attempt's directory."""
-    pid: int
-    owner: int
-    """The slot's word that names the process for good: pid and start time."""
-    busy_ns: int
-    memory_bytes: int
-    inflight: int = 0
-    """Operations that were launched and are not known to be complete."""
-    inflation_permille: int = 0
-    """Kernel time against each function's own baseline; 1000: as ever, 0: not known."""
-
-
-class _Seen(msgspec.Struct, frozen=True):
+class _Seen(NamedTuple):
     busy_ns: int
     inflight: int
 
@@ -43,18 +26,19 @@ class BusyMeter:
     """The curve of offline busy time of one GPU. One look at the pages is one point of it."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[str, _Seen] = {}
         self._curve: deque[tuple[int, int]] = deque()
 
-    def take(self, now_ns: int, processes: Iterable[OfflineProcess]) -> None:
+    def take(self, now_ns: int, jobs: Iterable[OfflineJob]) -> None:
         """Add what the pages say now. Times are CLOCK_MONOTONIC and go forwards."""
         before_ns, total_ns = self._curve[-1] if self._curve else (now_ns, 0)
         passed_ns = now_ns - before_ns
         worked_ns = 0
         seen = {}
-        for process in processes:
-            worked_ns += self._worked(process, passed_ns)
-            seen[process.owner] = _Seen(process.busy_ns, process.inflight)
+        for job in jobs:
+            now = _Seen(job.usage.busy_ns, job.usage.inflight)
+            worked_ns += _worked(self._seen.get(job.name), now, passed_ns)
+            seen[job.name] = now
         self._seen = seen
         self._curve.append((now_ns, total_ns + min(worked_ns, passed_ns)))
         while self._curve[0][0] < now_ns - _KEPT_NS:
@@ -73,20 +57,6 @@ class BusyMeter:
         (begin_ns, _), (end_ns, _) = self._curve[-2], self._curve[-1]
         return self.share(begin_ns, end_ns)
 
-    def _worked(self, process: OfflineProcess, passed_ns: int) -> int:
-        """Time that a process worked since the last look.
-
-        Its counter moves when an operation is known to be complete: one that has been in flight all the while, with
-        nothing counted, is running.
-        """
-        before = self._seen.get(process.owner)
-        if before is None:
-            return min(process.busy_ns, passed_ns)
-        counted_ns = max(0, process.busy_ns - before.busy_ns)
-        if counted_ns == 0 and process.inflight and before.inflight:
-            return passed_ns
-        return counted_ns
-
     def _at(self, time_ns: int) -> float:
         """Read the curve, straight between two looks and level beyond its ends."""
         later: tuple[int, int] | None = None
@@ -100,7 +70,15 @@ class BusyMeter:
         return later[1] if later is not None else 0.0
 
 
-def worst_inflation(processes: Iterable[OfflineProcess]) -> int | None:
-    """Give the worst of what the processes report in thousandths, null when none of them knows."""
-    known = [process.inflation_permille for process in processes if process.inflation_permille]
-    return max(known) if known else None
+def _worked(before: _Seen | None, now: _Seen, passed_ns: int) -> int:
+    """Time that a job worked since the last look.
+
+    Its counter moves when an operation is known to be complete: one that has been in flight all the while, with nothing
+    counted, is running.
+    """
+    if before is None:
+        return min(now.busy_ns, passed_ns)
+    counted_ns = max(0, now.busy_ns - before.busy_ns)
+    if counted_ns == 0 and now.inflight and before.inflight:
+        return passed_ns
+    return counted_ns

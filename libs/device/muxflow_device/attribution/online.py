@@ -5,19 +5,14 @@ The device's own meters contain our offline work, so they say nothing about the 
 interval:
 
 - Nobody but us has a context: 0, exactly. Nothing offline ran: *device*, exactly.
-- **displaced** = device − busy / inflation, where inflation is how much longer offline kernels take than alone. As new
-  as the meters. Busy counts the time with *any* offline kernel as if each filled the GPU, so this is too small by the
-  SMs that ours leave free; but it sees the online side push ours aside, since ours then take longer. A saturating job
-  beside an idle service leaves 0. Contention among offline jobs, or a lower clock, makes it too large.
-- **direct** = the online processes' own utilization, as NVML counts it per process: the share of time in which their
-  kernels ran, up to a second old; too large by the SMs that those leave free. Where SM activity is known it is at most
-  what `online_activity_pct` of the decisions finds in that, with our busy time weighted by the SMs that our kernels
-  take when they run alone: the smallest SM activity per busy time of the last minute.
-- Where NVML does not tell processes apart, `online_activity_pct` of the device's activity takes its place: what shows
-  beside ours, scaled up by the time in which it could show. Its error grows with that factor.
+- Where NVML counts the utilization of each process, the online ones' sum: the share of time in which their kernels ran,
+  up to a second old. It is too large by the SMs that those leave free. Where SM activity is known it is cut to
+  what `online_activity_pct` of the decisions finds in that, with *busy* weighted by the SMs that our kernels take when
+  they run alone: the smallest SM activity per busy time of the last minute.
+- Where it does not, `online_activity_pct` of *device* and *busy*: what shows beside our work, scaled up by the time in
+  which it could show. Its error grows with that factor.
 
-The result is the larger of displaced and direct: a burst that takes SMs from us shows at once, one that takes free ones
-with NVML's next sample. It is null when no meter is there, or when our work hides everything: that never means idle.
+It is null when there is no meter, or when our work hides everything: that never means idle.
 """
 
 from __future__ import annotations
@@ -67,9 +62,7 @@ class OnlineMeter:
     def __init__(self) -> None:
         self._weight = OfflineWeight()
 
-    def estimate_pct(
-        self, look: Look, busy: BusyMeter, *, inflation_permille: int | None, crowd: Crowd | None
-    ) -> float | None:
+    def estimate_pct(self, look: Look, busy: BusyMeter, crowd: Crowd | None) -> float | None:
         """Estimate in per cent. `crowd` is null where nobody can tell who is on the GPU."""
         if crowd is not None and crowd.complete and not crowd.others:
             return 0.0
@@ -82,17 +75,13 @@ class OnlineMeter:
             self._weight.take(look.sm_activity, offline)
         if offline == 0:
             return device.pct
-        inflation = max(1.0, (inflation_permille or 1000) / 1000)
-        displaced_pct = max(0.0, device.pct - 100.0 * offline / inflation)
         if direct_pct is None:
-            direct_pct = online_activity_pct(device_pct=device.pct, offline_pct=100.0 * offline)
-        elif look.sm_activity is not None:
-            weighted_pct = 100.0 * offline * self._weight.value / inflation
-            bound_pct = online_activity_pct(device_pct=device.pct, offline_pct=weighted_pct)
-            direct_pct = min(direct_pct, bound_pct) if bound_pct is not None else direct_pct
-        if direct_pct is None:
-            return displaced_pct or None
-        return max(displaced_pct, direct_pct)
+            return online_activity_pct(device_pct=device.pct, offline_pct=100.0 * offline)
+        if look.sm_activity is None:
+            return direct_pct
+        taken_pct = 100.0 * offline * self._weight.value
+        shown_pct = online_activity_pct(device_pct=device.pct, offline_pct=taken_pct)
+        return direct_pct if shown_pct is None else min(direct_pct, shown_pct)
 
 
 def _direct_pct(look: Look, crowd: Crowd | None) -> float | None:

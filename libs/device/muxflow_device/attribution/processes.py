@@ -7,7 +7,7 @@ mistake. The process ids of NVML are those of the host, so whoever asks must liv
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -67,8 +67,8 @@ class Crowd(msgspec.Struct, frozen=True):
 class ProcessTable:
     """Sorts the processes of one GPU; remembers what does not change while a process lives."""
 
-    def __init__(self, is_online: Callable[[int, str], bool]) -> None:
-        """`is_online(pid, command line)` tells the processes of the declared workload."""
+    def __init__(self, is_online: Callable[[str], bool]) -> None:
+        """`is_online` tells the processes of the declared workload by their command line."""
         self._is_online = is_online
         self._known: dict[tuple[int, int], Process] = {}
 
@@ -76,41 +76,41 @@ class ProcessTable:
         """Ask about everybody again: what is declared has changed."""
         self._known.clear()
 
-    def sort(self, processes: Iterable[GpuProcess], *, offline: Collection[int], online: Collection[int]) -> Crowd:
-        """Put each on its side. `offline` are the owners of job pages' slots, `online` those of the beacon's."""
+    def sort(self, processes: Iterable[GpuProcess], *, offline: Collection[int]) -> Crowd:
+        """Put each on its side. `offline` are the owners of slots in job pages."""
         known = {}
         for process in processes:
             key = (process.pid, _start_ticks(process.pid))
             before = self._known.get(key)
             if before is None or before.side is Side.UNKNOWN:
-                name, side = self._look(process.pid, offline, online)
+                name, side = self._look(process.pid, offline)
             else:
                 name, side = before.name, before.side
             known[key] = Process(pid=process.pid, name=name, side=side, memory_bytes=process.memory_bytes)
         self._known = known
         return Crowd(tuple(known.values()))
 
-    def _look(self, pid: int, offline: Collection[int], online: Collection[int]) -> tuple[str, Side]:
+    def _look(self, pid: int, offline: Collection[int]) -> tuple[str, Side]:
         command = _command_line(pid)
         name = Path(command.partition(" ")[0]).name or f"process {pid}"
-        if pid in offline or _descends(pid, offline):
-            return name, Side.OFFLINE
         if name == _MPS_SERVER:
             return name, Side.SERVER
-        if pid in online or self._is_online(pid, command):
+        if any(_is_marked(ancestor) for ancestor in _lineage(pid)):
+            return name, Side.OFFLINE
+        if self._is_online(command):
             return name, Side.ONLINE
+        if any(ancestor in offline for ancestor in _lineage(pid)):
+            return name, Side.OFFLINE  # last, since a slot says whatever the job wants
         return name, Side.UNKNOWN
 
 
-def _descends(pid: int, offline: Collection[int]) -> bool:
-    """Whether a process or one of its ancestors is marked as an attempt's, or owns a slot."""
+def _lineage(pid: int) -> Iterator[int]:
+    """Go through a process and its ancestors."""
     for _ in range(_GENERATIONS):
         if pid <= 1:
-            return False
-        if pid in offline or _is_marked(pid):
-            return True
+            return
+        yield pid
         pid = _parent(pid)
-    return False
 
 
 def _is_marked(pid: int) -> bool:
