@@ -24,11 +24,24 @@ def test_a_healthy_device_takes_work() -> None:
     assert closed(state(DeviceCondition.HEALTHY)) is None
 
 
-@pytest.mark.parametrize("condition", [each for each in DeviceCondition if each is not DeviceCondition.HEALTHY])
-def test_a_device_in_any_other_state_takes_none_and_its_cause_is_told(condition: DeviceCondition) -> None:
-    found = closed(state(condition, cause="online activity 62% is above 60%"))
-    assert found is not None
-    assert str(found) == f"{found.how}: online activity 62% is above 60%"
+@pytest.mark.parametrize(
+    ("condition", "cause", "told"),
+    [
+        (DeviceCondition.INIT, "a monitor has started", "not ready yet: a monitor has started"),
+        (DeviceCondition.UNHEALTHY, "online activity 72 % ≥ 70 %", "unhealthy: online activity 72 % ≥ 70 %"),
+        (DeviceCondition.OVERLIMIT, "", "over its limit"),
+        (DeviceCondition.DISABLED, "disabled by an operator: new fans", "disabled by an operator: new fans"),
+        (DeviceCondition.DISABLED, "", "disabled"),
+    ],
+)
+def test_a_device_in_any_other_state_takes_none_and_its_cause_is_told(
+    condition: DeviceCondition, cause: str, told: str
+) -> None:
+    assert str(closed(state(condition, cause=cause))) == told
+
+
+def test_only_healthy_devices_take_work() -> None:
+    assert [each for each in DeviceCondition if closed(state(each)) is None] == [DeviceCondition.HEALTHY]
 
 
 def test_a_device_of_which_its_monitor_has_told_nothing_takes_none() -> None:
@@ -48,11 +61,16 @@ def test_after_an_eviction_a_device_takes_work_once_it_became_healthy_again() ->
 def test_load_grows_with_the_online_peak_and_what_is_not_known_counts_as_busy(
     peak_pct: float | None, bucket: int
 ) -> None:
-    assert load(online("chat", peak_pct)) == bucket
+    assert load(watched=True, online=online("chat", peak_pct)) == bucket
 
 
-def test_a_device_that_serves_nobody_is_calm() -> None:
-    assert load(online(None, None)) == load(None) == 0
+def test_processes_that_nobody_registered_count_as_much() -> None:
+    assert load(watched=True, online=online(None, 85.0)) == LOADS - 1
+
+
+def test_a_watched_device_of_which_nothing_was_told_is_busy_and_one_that_nobody_watches_is_calm() -> None:
+    assert load(watched=True, online=None) == LOADS - 1
+    assert load(watched=False, online=None) == 0
 
 
 def free(uuid: str, *, memory_gib: int = 16, busy: int = 0) -> FreeGpu:

@@ -130,6 +130,7 @@ class Answers:
             alive=self._term.fleet.alive(node),
             watched=watched,
             closed=self._term.why_closed(node, gpu),
+            next_sm_share_pct=self._term.sm_share(key),
         )
         if state is not None:
             summary = replace(

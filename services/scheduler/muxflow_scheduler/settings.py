@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from muxflow.settings import Settings
 from muxflow_decisions.admission import AdmissionLimits
+from muxflow_decisions.device.sm_share import SmSharePolicy
 from muxflow_decisions.lifecycle import RetryPolicy
 
 
@@ -19,6 +20,7 @@ class SchedulerSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """A job's record and messages are deleted this long after its end; its name is then free again."""
     retry: RetryPolicy = RetryPolicy()
     limits: AdmissionLimits = AdmissionLimits()
+    sm_share: SmSharePolicy = SmSharePolicy()
 
 
 class SchedulerSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):

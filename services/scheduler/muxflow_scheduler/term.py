@@ -40,6 +40,7 @@ from muxflow.contracts.catalogue import (
     RUNS_STARTED,
 )
 from muxflow_decisions import admission, lifecycle
+from muxflow_decisions.device.sm_share import sm_share_pct
 from muxflow_decisions.lease import LeaseTerms
 from muxflow_decisions.lifecycle import Announce, Assign, Cancel, Decide, Note, Outcome, Wake, Withdraw
 from muxflow_decisions.lifecycle.stimuli import NodeLost, Stimulus, Submit
@@ -331,10 +332,28 @@ class Term:
         record = self.ledger.get(key)
         if record is None:
             return
-        placement = Placement(node=gpu.node, gpu=gpu.uuid, session=gpu.session, purpose=Purpose.RUN)
+        placement = Placement(
+            node=gpu.node,
+            gpu=gpu.uuid,
+            session=gpu.session,
+            purpose=Purpose.RUN,
+            sm_share_pct=self.sm_share(GpuKey(gpu.node, gpu.uuid)),
+        )
         outcome = self._step(record, Assign(placement=placement))
         self._metrics.placements.inc()
         self._spawn(self._follow_up(key, outcome))
+
+    def sm_share(self, key: GpuKey) -> int | None:
+        """SM share of a job that is placed there now; None where nobody watches the GPU, and MPS need not run."""
+        node = self.fleet.node(key.node)
+        if node.state is None or not node.state.watched:
+            return None
+        online = self.devices.online(key)
+        return sm_share_pct(
+            forecast_peak_pct=online.activity_peak_pct if online else None,
+            sm_count=None,  # inventories do not tell
+            policy=self.settings.scheduler.sm_share,
+        )
 
     def _records_on(self, gpu: GpuKey) -> Iterable[JobRecord]:
         """Committed records of the jobs on a GPU."""

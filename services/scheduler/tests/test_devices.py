@@ -57,11 +57,11 @@ async def test_a_watched_gpu_takes_work_only_once_its_monitor_calls_it_healthy(
     await submit(user, "x")
     await waits(user, "x", because="2 GPUs fit; 2 are not told of by a monitor yet; it is next in the queue")
     await watched.becomes(one, UNHEALTHY, "online activity 62% is above 60%")
-    await watched.becomes(other, DeviceCondition.DISABLED, "by an operator: new fans")
+    await watched.becomes(other, DeviceCondition.DISABLED, "disabled by an operator: new fans")
     await waits(
         user,
         "x",
-        because="1 is unhealthy: online activity 62% is above 60%, 1 is disabled: by an operator: new fans",
+        because="1 is unhealthy: online activity 62% is above 60%, 1 is disabled by an operator: new fans",
     )
     await watched.becomes(one, HEALTHY)
     gpu, slot = await watched.slot("x")
@@ -121,6 +121,8 @@ async def test_operators_see_of_every_device_its_state_and_who_is_there(
     assert (found[one].node, found[one].alive, found[one].watched) == (NODE, True, True)
     assert (found[one].workload, found[one].activity_peak_pct) == ("chat", 40.0)
     assert (found[one].job, found[one].attempt, found[one].job_state) == ("x", 1, JobState.RUNNING)
+    assert (slot.sm_share_pct, found[one].sm_share_pct, found[one].next_sm_share_pct) == (50, 50, 50)
+    assert (found[other].sm_share_pct, found[other].next_sm_share_pct) == (None, 30)
     assert (found[one].closed, found[one].cause, found[one].budget_permille) == (None, "calm for 5 s", 800)
     assert found[other].closed == "unhealthy: online activity 62% is above 60%"
     assert found[other].job is None
@@ -134,7 +136,8 @@ async def test_gpus_that_are_only_declared_have_no_state_and_take_work(
     found = await devices(operator)
     assert {(each.watched, each.state, each.closed) for each in found.values()} == {(False, None, None)}
     await submit(user, "x")
-    await node.slot("x")
+    _, slot = await node.slot("x")
+    assert slot.sm_share_pct is None
 
 
 async def test_a_scheduler_that_takes_over_knows_the_devices_at_once(

@@ -15,7 +15,6 @@ _WORDS: Final = {
     DeviceCondition.INIT: "not ready yet",
     DeviceCondition.UNHEALTHY: "unhealthy",
     DeviceCondition.OVERLIMIT: "over its limit",
-    DeviceCondition.DISABLED: "disabled",
 }
 
 
@@ -38,6 +37,8 @@ def closed(state: DeviceState | None, *, evicted_ns: int = 0) -> Closed | None:
     """
     if state is None:
         return Closed("not told of by a monitor yet")
+    if state.state is DeviceCondition.DISABLED:
+        return Closed(state.cause or "disabled")
     if state.state is not DeviceCondition.HEALTHY:
         return Closed(_WORDS[state.state], state.cause)
     if state.since_ns <= evicted_ns:
@@ -45,13 +46,13 @@ def closed(state: DeviceState | None, *, evicted_ns: int = 0) -> Closed | None:
     return None
 
 
-def load(online: OnlineState | None) -> int:
+def load(*, watched: bool, online: OnlineState | None) -> int:
     """How busy the online side is at its peak, from 0 (calm) to `LOADS` - 1.
 
-    A workload of whose activity nothing is known counts as busy.
+    What is watched and not known counts as busy; of a GPU that nobody watches nothing is ever known.
     """
-    if online is None or online.workload is None:
+    if not watched:
         return 0
-    if online.activity_peak_pct is None:
+    if online is None or online.activity_peak_pct is None:
         return LOADS - 1
     return min(LOADS - 1, int(online.activity_peak_pct * LOADS / 100))

@@ -45,7 +45,8 @@ class Offer(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, state: NodeState, gpu: Gpu, online: OnlineState | None = None) -> Offer:
         """Read the offer off a node's inventory, and off what is known of the online workload on the GPU."""
-        return cls(gpu.kind, gpu.memory_bytes, tuple(sorted(set(state.runners))), devices.load(online))
+        load = devices.load(watched=state.watched, online=online)
+        return cls(gpu.kind, gpu.memory_bytes, tuple(sorted(set(state.runners))), load)
 
 
 class WaitingJob(msgspec.Struct, frozen=True, kw_only=True):
