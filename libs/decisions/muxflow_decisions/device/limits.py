@@ -43,12 +43,18 @@ class Limit(msgspec.Struct, frozen=True):
     enter: Callable[[DevicePolicy], float]
     leave: Callable[[DevicePolicy], float]
     after_s: Callable[[DevicePolicy], float]
+    unit: str
     words: str
     """For people: `{value}` is the reading, `{enter}` the threshold."""
     below: bool = False
     """The limit is crossed downwards."""
     blind: bool = False
     """It says that something cannot be seen: a person has to look."""
+
+    @property
+    def key(self) -> str:
+        """What its latch is kept under: a reading may have a limit on each level."""
+        return f"{self.level.value}: {self.name}"
 
     def beyond(self, value: float, policy: DevicePolicy) -> bool:
         """Whether a value crosses the limit."""
@@ -130,44 +136,49 @@ LIMITS: Final = (
         enter=lambda policy: policy.memory_reserve_mib,
         leave=lambda policy: policy.memory_clear_mib,
         after_s=lambda _: 0.0,
+        unit="MiB free",
         words="{value:.0f} MiB of memory free, {enter:.0f} are reserved",
         below=True,
     ),
     Limit(
-        "online activity, overlimit",
+        "online activity",
         Level.OVERLIMIT,
         _activity,
         enter=lambda policy: policy.activity_overlimit_pct,
         leave=lambda policy: policy.activity_overlimit_clear_pct,
         after_s=lambda policy: policy.overlimit_after_s,
+        unit="%",
         words="online activity {value:.0f} % ≥ {enter:.0f} %",
     ),
     Limit(
-        "latency, overlimit",
+        "latency",
         Level.OVERLIMIT,
         _slo,
         enter=lambda policy: policy.slo_overlimit_ratio,
         leave=lambda policy: policy.slo_overlimit_clear_ratio,
         after_s=lambda policy: policy.overlimit_after_s,
+        unit="× target",
         words="online latency {value:.2f} × target ≥ {enter:.2f}",
     ),
     Limit(
-        "clock, overlimit",
+        "clock",
         Level.OVERLIMIT,
         _clock,
         enter=lambda policy: policy.clock_overlimit_pct,
         leave=lambda policy: policy.clock_overlimit_clear_pct,
         after_s=lambda policy: policy.overlimit_after_s,
+        unit="% of maximum",
         words="SM clock {value:.0f} % of its maximum ≤ {enter:.0f} %",
         below=True,
     ),
     Limit(
-        "temperature, overlimit",
+        "temperature",
         Level.OVERLIMIT,
         _temperature,
         enter=lambda policy: policy.temperature_overlimit_c,
         leave=lambda policy: policy.temperature_overlimit_clear_c,
         after_s=lambda policy: policy.overlimit_after_s,
+        unit="°C",
         words="{value:.0f} °C ≥ {enter:.0f} °C",
     ),
     Limit(
@@ -177,6 +188,7 @@ LIMITS: Final = (
         enter=lambda policy: policy.activity_unhealthy_pct,
         leave=lambda policy: policy.activity_unhealthy_clear_pct,
         after_s=lambda policy: policy.unhealthy_after_s,
+        unit="%",
         words="online activity {value:.0f} % ≥ {enter:.0f} %",
     ),
     Limit(
@@ -186,6 +198,7 @@ LIMITS: Final = (
         enter=lambda policy: policy.slo_unhealthy_ratio,
         leave=lambda policy: policy.slo_unhealthy_clear_ratio,
         after_s=lambda policy: policy.unhealthy_after_s,
+        unit="× target",
         words="online latency {value:.2f} × target ≥ {enter:.2f}",
     ),
     Limit(
@@ -195,6 +208,7 @@ LIMITS: Final = (
         enter=lambda policy: policy.clock_unhealthy_pct,
         leave=lambda policy: policy.clock_unhealthy_clear_pct,
         after_s=lambda policy: policy.unhealthy_after_s,
+        unit="% of maximum",
         words="SM clock {value:.0f} % of its maximum ≤ {enter:.0f} %",
         below=True,
     ),
@@ -205,6 +219,7 @@ LIMITS: Final = (
         enter=lambda policy: policy.temperature_unhealthy_c,
         leave=lambda policy: policy.temperature_unhealthy_clear_c,
         after_s=lambda policy: policy.unhealthy_after_s,
+        unit="°C",
         words="{value:.0f} °C ≥ {enter:.0f} °C",
     ),
     Limit(
@@ -214,6 +229,7 @@ LIMITS: Final = (
         enter=lambda policy: policy.memory_reserve_mib,
         leave=lambda policy: policy.memory_clear_mib,
         after_s=lambda policy: policy.unhealthy_after_s,
+        unit="MiB free",
         words="{value:.0f} MiB of memory free, {enter:.0f} are reserved, and none of it is offline",
         below=True,
     ),
@@ -224,6 +240,7 @@ LIMITS: Final = (
         enter=lambda _: 1.0,
         leave=lambda _: 1.0,
         after_s=lambda policy: policy.unknown_after_s,
+        unit="",
         words="online activity is not known, and an online service may be present",
         blind=True,
     ),
@@ -234,13 +251,12 @@ LIMITS: Final = (
         enter=lambda _: 1.0,
         leave=lambda _: 1.0,
         after_s=lambda policy: policy.unknown_after_s,
+        unit="",
         words="the device's memory is not known",
         blind=True,
     ),
 )
 """In the order in which they are named as causes, the gravest first."""
-
-LEVELS: Final = {limit.name: limit.level for limit in LIMITS}
 
 
 def look(latches: Mapping[str, Latch], readings: Readings, policy: DevicePolicy) -> dict[str, Latch]:
@@ -248,9 +264,9 @@ def look(latches: Mapping[str, Latch], readings: Readings, policy: DevicePolicy)
     now_ns = readings.now_ns
     found = {}
     for limit in LIMITS:
-        latch = _latched(limit, latches.get(limit.name), limit.reading(readings, policy), now_ns, policy)
+        latch = _latched(limit, latches.get(limit.key), limit.reading(readings, policy), now_ns, policy)
         if latch is not None:
-            found[limit.name] = latch
+            found[limit.key] = latch
     return found
 
 
@@ -278,6 +294,6 @@ def _latched(
 def holding(latches: Mapping[str, Latch], level: Level | None = None) -> Iterator[tuple[Limit, Latch]]:
     """Go through the limits that hold, of one level or of all, the gravest first."""
     for limit in LIMITS:
-        latch = latches.get(limit.name)
+        latch = latches.get(limit.key)
         if latch is not None and latch.held and level in (None, limit.level):
             yield limit, latch

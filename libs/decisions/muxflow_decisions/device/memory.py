@@ -53,7 +53,7 @@ class DeviceMemory(msgspec.Struct, frozen=True, kw_only=True):
     lost: bool = False
     """The GPU does not answer."""
     latches: dict[str, Latch] = {}
-    """Limits that hold or are on their way to it, by name."""
+    """Limits that hold or are on their way to it, by `Limit.key`."""
     budget: BudgetMemory = BudgetMemory()
     gate: Gate = FROZEN
     """The gate that was last set."""

@@ -33,7 +33,7 @@ class Guard(StrEnum):
     SOFT_HARD = "a hard limit holds, and Overlimit is not hard yet"
     SOFT = "Overlimit is not hard yet"
     OVERLIMIT = "an Overlimit holds"
-    UNHEALTHY = "an unhealthy limit holds"
+    UNHEALTHY = "an unhealthy limit holds, and no calm is owed"
     CALM = "calm for long enough"
     GONE = "the GPU is still lost"
 

@@ -1,0 +1,55 @@
+"""The share of the SMs for the next start."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muxflow_decisions.device.sm_share import SmSharePolicy, sm_share_pct, sms
+
+POLICY = SmSharePolicy()
+counts = st.integers(10, 200)
+peaks = st.none() | st.floats(0, 100)
+
+
+@pytest.mark.parametrize(
+    ("peak", "sm_count", "share"),
+    [
+        (30.0, None, 60),
+        (30.0, 40, 60),  # 24 of a T4's 40 SMs
+        (31.0, 40, 58),  # 23 SMs: 59 % would be no more
+        (30.0, 108, 60),
+        (0.0, None, 90),
+        (100.0, None, 10),
+        (None, None, 30),
+    ],
+)
+def test_the_share_is_what_the_forecast_peak_and_the_headroom_leave(
+    peak: float | None, sm_count: int | None, share: int
+) -> None:
+    assert sm_share_pct(forecast_peak_pct=peak, sm_count=sm_count, policy=POLICY) == share
+
+
+@given(peaks, counts)
+def test_the_share_is_within_its_bounds_and_no_smaller_figure_means_as_many_sms(
+    peak: float | None, sm_count: int
+) -> None:
+    share = sm_share_pct(forecast_peak_pct=peak, sm_count=sm_count, policy=POLICY)
+    assert POLICY.lowest_pct <= share <= POLICY.highest_pct
+    plain = sm_share_pct(forecast_peak_pct=peak, sm_count=None, policy=POLICY)
+    assert sms(share, sm_count) == sms(plain, sm_count)
+    assert share == POLICY.lowest_pct or sms(share - 1, sm_count) < sms(share, sm_count)
+
+
+@given(st.floats(0, 100), st.floats(0, 100), counts)
+def test_a_higher_peak_never_gives_a_larger_share(one: float, other: float, sm_count: int) -> None:
+    low, high = sorted((one, other))
+    assert sm_share_pct(forecast_peak_pct=high, sm_count=sm_count, policy=POLICY) <= sm_share_pct(
+        forecast_peak_pct=low, sm_count=sm_count, policy=POLICY
+    )
+
+
+def test_bounds_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="lowest_pct"):
+        SmSharePolicy(lowest_pct=95)
