@@ -1,20 +1,24 @@
-/* Packets between the control daemon and those who talk to it, over <pipe directory>/control
- * (SOCK_SEQPACKET). NVIDIA's own wire is private to its daemon, its front end and its driver; so is
- * this one. */
+/* Packets over <pipe directory>/control (SOCK_SEQPACKET) between the control daemon and its front
+ * end, and over a socket pair between the daemon and its server. NVIDIA's wire is private to its
+ * programs, and so is this one: what others rely on is the text of commands and answers. */
 #ifndef SIMGPU_MPS_WIRE_H
 #define SIMGPU_MPS_WIRE_H
 
-enum { MPS_PACKET_MAX = 65536 };
-
-/* The first byte of a packet. */
-enum mps_packet {
-    MPS_COMMAND = 'C', /* front end → daemon: one command line */
-    MPS_ANSWER = 'A',  /* daemon → front end: the text to print, often none */
-    MPS_EXITED = 'X',  /* daemon → front end: the answer to quit, when every server has ended */
-    MPS_CLIENT = 'K',  /* driver → daemon: start or name the server for my uid */
-    MPS_SERVER = 'S',  /* daemon → driver: its pid, in decimal */
-    MPS_REFUSED = 'R', /* daemon → driver: no server can be had */
-    MPS_READY = 'Y',   /* server → daemon: it has started */
+enum {
+    MPS_PACKET_MAX = 65536,
+    MPS_LINE_MAX = 4096, /* a longer command is refused */
 };
+
+/* The first byte of a packet; text follows where it says so. */
+enum mps_packet {
+    MPS_COMMAND = 'C', /* front end to daemon: one line */
+    MPS_ANSWER = 'A',  /* daemon to front end: what to print, often nothing */
+    MPS_QUITTED = 'Q', /* daemon to front end: all servers have ended, and so do I */
+    MPS_READY = 'R',   /* server to daemon: I serve */
+    MPS_STOP = 'S',    /* daemon to server: stop, whoever is there */
+};
+
+/* Descriptors that the server finds open. */
+enum { MPS_SERVER_CHANNEL = 3, MPS_SERVER_LOG = 4 };
 
 #endif
