@@ -86,8 +86,8 @@ class EvictRefused(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
 EvictReply = EvictStep | EvictDone | EvictEnd
 _Line: Final = EvictStep | EvictDone | EvictEnd | EvictRefused
 
-CarryOut = Callable[[EvictOrder], AsyncGenerator[EvictReply, None]]
-"""Begins to obey at once, and gives each answer as it comes, `EvictEnd` last."""
+CarryOut = Callable[[EvictOrder], AsyncGenerator[EvictReply | EvictRefused, None]]
+"""Begins to obey at once, and gives each answer as it comes: `EvictEnd` last, or nothing but `EvictRefused`."""
 
 
 class ExecutorAway(Exception):  # noqa: N818 - it reads as what the evictor tells

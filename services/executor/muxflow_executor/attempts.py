@@ -55,6 +55,11 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     lease_grace_s: Seconds
     """Longest time between SIGTERM and SIGKILL once the lease has run out."""
     stop_grace_s: Seconds
+    """Time between SIGTERM and SIGKILL that the job declares: the executor's ladder keeps to it."""
+    kill_grace_s: Seconds = 0
+    """After this the shim kills though nobody told it to: the executor is dead, or hangs."""
+    drain_s: Seconds = 0
+    """How long what is left when the program ends may live on without the executor's word; 0: it is killed at once."""
     log_bytes: Bytes
 
 
@@ -72,6 +77,10 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     """Which submission of the job this is an attempt of."""
     purpose: Purpose = Purpose.RUN
     checkpoint: Checkpoint | None = None
+    protected: bool = False
+    """Whether its GPU use is under xCUDA, with pages in the run directory."""
+    memory_quota_bytes: Bytes = 0
+    """Device memory that it may use, where it is protected."""
     order: Order | None = None
     """Null for an attempt that is never to be started."""
 
@@ -98,6 +107,8 @@ class StopRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     cause: StopCause
     reason: str = ""
+    hard: bool = False
+    """Nothing may be saved, and nothing may trickle."""
 
 
 class Ended(ExitStatus, frozen=True, kw_only=True):
@@ -301,6 +312,15 @@ class AttemptStore:
                 if known is not None and known.job == job:
                     found.add(known.tenant)
         return found
+
+    def end_of(self, attempt: Attempt) -> Ended | None:
+        """How an attempt ended, as long as something of it is kept here."""
+        name = directory_name(attempt)
+        for parent in (self._attempts, self._ended):
+            ended = read_record(parent / name / "exit.json", Ended)
+            if ended is not None:
+                return ended
+        return None
 
     def checkpoint_dir(self, tenant: str, job: str, submission_id: str) -> Path:
         """Where a job keeps its state from one attempt on this node to the next. Raises OSError."""

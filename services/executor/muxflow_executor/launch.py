@@ -7,19 +7,24 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-from muxflow.contracts import Attempt, Purpose, Slot
+from muxflow.contracts import Attempt, Purpose, Slot, StopCause
+from muxflow_decisions.eviction import LadderPolicy, ladder
+from muxflow_device.pages import PageError
 from muxflow_executor import spare
 from muxflow_executor.attempts import AttemptDirectory, AttemptStore, Ended, Intent, Order
 from muxflow_executor.environment import SecretError, environment_of
+from muxflow_executor.protection import ProtectedJob, Protection
 from muxflow_executor.shim.records import boot_id, shorten
 
 _LEASE_LOOKS: Final = 8
 _LEASE_LOOK_MIN_S: Final = 0.05
 _LEASE_LOOK_MAX_S: Final = 1.0
+_LATE_S: Final = 10.0
+"""How much later than the executor a shim kills by itself: it is there for an executor that is dead, or hangs."""
 
 
 class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +40,8 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     lease_grace_s: float
     log_bytes: int
     """Bound on the kept output of one attempt."""
+    ladder: LadderPolicy = LadderPolicy()
+    """How attempts are stopped."""
 
     @property
     def lease_path(self) -> Path:
@@ -42,16 +49,26 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.state_dir / "lease"
 
 
+class Launched(NamedTuple):
+    """An attempt that is recorded. Without a shim, how it ended is on disk."""
+
+    directory: AttemptDirectory
+    shim: spare.Shim | None = None
+    job: ProtectedJob | None = None
+    """Its pages, where it is protected."""
+
+
 class Launcher:
     """Records attempts and starts them. Its methods block on the disk: call them in a thread."""
 
-    def __init__(self, store: AttemptStore, settings: RunnerSettings) -> None:
+    def __init__(self, store: AttemptStore, settings: RunnerSettings, protection: Protection | None) -> None:
         self._store = store
         self._settings = settings
+        self._protection = protection
         self._spares = spare.Spares(str(settings.state_dir))
 
-    def launch(self, slot: Slot, gpu: str) -> tuple[AttemptDirectory, spare.Shim | None]:
-        """Record the intent durably, then hand it to a shim. Without a shim, how it ended is on disk.
+    def launch(self, slot: Slot, gpu: str) -> Launched:
+        """Record the intent durably, then hand it to a shim.
 
         Raises FileExistsError when there has been such an attempt, OSError when it could not be recorded: in both
         cases nothing was started.
@@ -59,7 +76,7 @@ class Launcher:
         intent = self._intent(slot.key, gpu, slot)
         path = self._store.path_of(slot.key)
         if slot.launch.image is not None:
-            return self._store.create(intent, never_started("this node cannot run container images")), None
+            return Launched(self._store.create(intent, never_started("this node cannot run container images")))
         try:
             environment = environment_of(
                 slot,
@@ -71,15 +88,19 @@ class Launcher:
                 checkpoint_mark=path / "checkpointed",
             )
         except SecretError as error:
-            return self._store.create(intent, never_started(str(error))), None
+            return Launched(self._store.create(intent, never_started(str(error))))
         directory = self._store.create(intent)
+        job = None
         try:
             (path / "work").mkdir(mode=0o700)
-            return directory, self._hand_over(directory, environment)
-        except (OSError, ValueError) as error:
+            if self._protection is not None:
+                job = self._protection.protect(slot.key, gpu=gpu, quota_bytes=slot.memory_quota_bytes)
+                environment = self._protection.environment(job, environment, sm_share_pct=slot.sm_share_pct)
+            return Launched(directory, self._hand_over(directory, environment), job)
+        except (OSError, ValueError, PageError) as error:
             if directory.claim():
                 directory.record_ended(never_started(f"cannot start: {error}"))
-            return directory, None
+            return Launched(directory, None, job)
 
     def refuse(self, attempt: Attempt, gpu: str, ended: Ended) -> AttemptDirectory:
         """Record an attempt as one that ended without being started. Raises what `launch` raises."""
@@ -117,11 +138,15 @@ class Launcher:
             submission_id=slot.submission_id if slot is not None else "",
             purpose=slot.purpose if slot is not None else Purpose.RUN,
             checkpoint=slot.launch.checkpoint if slot is not None else None,
+            protected=self._protection is not None,
+            memory_quota_bytes=slot.memory_quota_bytes if slot is not None else 0,
             order=self._order(slot, run_id) if slot is not None else None,
         )
 
     def _order(self, slot: Slot, run_id: str) -> Order:
         settings = self._settings
+        stop = ladder.Begin(cause=StopCause.DECISION, stop_grace_s=slot.launch.stop_grace_s)
+        protected = self._protection is not None
         return Order(
             argv=slot.launch.command,
             workdir=slot.launch.workdir or str(self._store.path_of(slot.key) / "work"),
@@ -130,6 +155,8 @@ class Launcher:
             lease_poll_s=min(_LEASE_LOOK_MAX_S, max(_LEASE_LOOK_MIN_S, settings.lease_s / _LEASE_LOOKS)),
             lease_grace_s=settings.lease_grace_s,
             stop_grace_s=slot.launch.stop_grace_s,
+            kill_grace_s=ladder.longest_s(stop, settings.ladder) + _LATE_S,
+            drain_s=settings.ladder.hard_grace_s + settings.ladder.disconnect_s + _LATE_S if protected else 0.0,
             log_bytes=settings.log_bytes,
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -36,17 +35,17 @@ from muxflow_executor.attempts import (
     StopRequest,
 )
 from muxflow_executor.launch import Launcher, RunnerSettings, never_started
-from muxflow_executor.processes import alive, send
+from muxflow_executor.protection import Protection
 from muxflow_executor.recovery import recover
 from muxflow_executor.run import Run, readable
 from muxflow_executor.shim.records import boot_id, shorten
+from muxflow_executor.stopping import Descent, clear_away
 
 log = structlog.get_logger()
 
 _RETRY_S: Final = 1.0
 _CHECKPOINT_LOOK_S: Final = 1.0
 _STARTED_LOOK_S: Final = 0.05
-_HUNG_S: Final = 10.0
 
 
 class ProcessRunner:
@@ -57,6 +56,7 @@ class ProcessRunner:
         store: AttemptStore,
         settings: RunnerSettings,
         *,
+        protection: Protection | None = None,
         on_change: Callable[[], object],
         on_failure: Callable[[BaseException], object],
     ) -> None:
@@ -65,9 +65,10 @@ class ProcessRunner:
         self.runs: dict[Attempt, Run] = {}
         self._store = store
         self._settings = settings
+        self._protection = protection
         self._on_change = on_change
         self._on_failure = on_failure
-        self._launcher = Launcher(store, settings)
+        self._launcher = Launcher(store, settings, protection)
         self._tasks: set[asyncio.Task[None]] = set()
         self._prefix = ""
         """Begins the ids of this node's facts; nobody else can guess it and publish under them before."""
@@ -83,6 +84,8 @@ class ProcessRunner:
         await asyncio.to_thread(self._store.prepare)
         self._prefix = f"{await asyncio.to_thread(self._store.mark)}.{encode_token(self._settings.node)}"
         directories = await asyncio.to_thread(lambda: list(self._store.scan()))
+        if self._protection is not None:
+            await asyncio.to_thread(self._protection.sweep, {directory.key for directory in directories})
         await asyncio.gather(*(self._adopt(directory) for directory in directories))
         await asyncio.to_thread(self._launcher.refill)
         self._spawn(self._watch_checkpoints())
@@ -105,18 +108,19 @@ class ProcessRunner:
             run = self.runs[slot.key] = Run(slot.key, gpu)
             self._spawn(self._launch(run, slot))
 
-    def stop(self, attempt: Attempt, cause: StopCause, reason: str = "") -> bool:
-        """Begin to stop an attempt: a checkpoint if it declares one and there is time, SIGTERM, grace, SIGKILL.
+    def stop(self, attempt: Attempt, cause: StopCause, reason: str = "", *, hard: bool = False) -> bool:
+        """Begin to stop an attempt, step by step as `muxflow_decisions.eviction.ladder` says.
 
-        False when it has ended or is being stopped already.
+        False when it has ended or is being stopped already; another cause can then only make it quicker.
         """
         run = self.runs.get(attempt)
-        if run is None or run.stopping or run.ended is not None:
+        if run is None or run.ended is not None:
             return False
-        run.stopping = True
-        self._spawn(
-            self._stop(run, StopRequest(cause=cause, reason=shorten(reason)), may_save=cause is not StopCause.LEASE)
-        )
+        request = StopRequest(cause=cause, reason=shorten(reason), hard=hard)
+        if run.descent is not None:
+            run.descent.tighten(request)
+            return False
+        self._stop(run, request, may_save=True)
         return True
 
     def decline(self, attempt: Attempt, gpu: str, cause: StopCause, reason: str) -> None:
@@ -147,19 +151,19 @@ class ProcessRunner:
 
     async def _launch(self, run: Run, slot: Slot) -> None:
         try:
-            directory, shim = await asyncio.to_thread(self._launcher.launch, slot, run.gpu)
+            launched = await asyncio.to_thread(self._launcher.launch, slot, run.gpu)
         except FileExistsError:
             self._seen_before(run)
         except OSError as error:
             await self._unknown_again(run, error)
         else:
-            run.directory = directory
-            if shim is None:
-                await self._take_over(run, directory)
+            run.directory, run.job = launched.directory, launched.job
+            if launched.shim is None:
+                await self._take_over(run, launched.directory)
                 return
-            run.watch(shim.pid)
+            run.watch(launched.shim.pid)
             run.begun.set()
-            await self._follow(run, directory, shim)
+            await self._follow(run, launched.directory, launched.shim)
 
     async def _refuse(self, run: Run, cause: StopCause, reason: str) -> None:
         ended = msgspec.structs.replace(never_started(f"not started: {reason}"), stopped_by=cause)
@@ -212,6 +216,8 @@ class ProcessRunner:
     async def _adopt(self, directory: AttemptDirectory) -> None:
         run = self.runs[directory.key] = Run(directory.key, directory.intent.gpu)
         run.directory, run.reported = directory, directory.reported
+        if self._protection is not None and directory.intent.protected and directory.ended() is None:
+            run.job = await asyncio.to_thread(self._protection.adopt, directory.intent)
         await self._take_over(run, directory)
 
     async def _take_over(self, run: Run, directory: AttemptDirectory) -> None:
@@ -227,8 +233,7 @@ class ProcessRunner:
         self._spawn(self._follow(run, directory, None))
         request = directory.stop_request()
         if request is not None:
-            run.stopping = True
-            self._spawn(self._stop(run, request, may_save=False))
+            self._stop(run, request, may_save=False)
 
     async def _follow(self, run: Run, directory: AttemptDirectory, shim: spare.Shim | None) -> None:
         """See the attempt through from its shim's start, or its adoption, to its end."""
@@ -241,6 +246,8 @@ class ProcessRunner:
         run.started = directory.started()
         if run.started is not None:
             self._began(run, directory, run.started)
+            if run.job is not None:
+                self._spawn(clear_away(run, self._settings.ladder))
         await run.shim_ended()
         run.release()
         if shim is not None:
@@ -281,6 +288,9 @@ class ProcessRunner:
     def _end(self, run: Run, ended: Ended) -> None:
         run.ended = ended
         run.over.set()
+        if run.job is not None and self._protection is not None:
+            self._protection.drop(run.job)
+            run.job = None
         if not run.reported:
             self._tell(
                 run, RunExited, "exited", exit=ended.status, started_ns=ended.started_ns, ended_ns=ended.ended_ns
@@ -305,43 +315,15 @@ class ProcessRunner:
 
     # --- stopping
 
-    async def _stop(self, run: Run, request: StopRequest, *, may_save: bool) -> None:
-        await run.begun.wait()
-        directory = run.directory
-        if directory is None or run.ended is not None:
-            return
-        try:
-            await asyncio.to_thread(directory.request_stop, request)
-        except OSError as error:
-            log.error("cannot record why it stops", attempt=str(run.attempt), error=str(error))  # noqa: TRY400
-        self._tell(run, RunEvicted, "evicted", cause=request.cause, reason=request.reason)
-        if may_save:
-            await self._save_before_stop(run, directory)
-        run.send(signal.SIGTERM)
-        run.send(signal.SIGCONT)
-        order = directory.intent.order
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(run.over.wait(), (order.stop_grace_s if order is not None else 0) + _HUNG_S)
-        program = directory.started()
-        if run.over.is_set() or (program is not None and not alive(program)):
-            return  # in the second case the shim only waits for the disk to take the exit
-        log.error("the shim does not stop its program; killing both", attempt=str(run.attempt))
-        run.send(signal.SIGKILL)
-        if program is not None:
-            send(program, signal.SIGKILL)
-
-    async def _save_before_stop(self, run: Run, directory: AttemptDirectory) -> None:
-        checkpoint = directory.intent.checkpoint
-        if checkpoint is None or run.started is None:
-            return
-        before_ns, asked_ns = checkpoints.saved_ns(directory.checkpoint_mark), time.time_ns()
-        if not checkpoints.ask(checkpoint, run.started):
-            return
-        saved_ns = await checkpoints.until_saved(
-            directory.checkpoint_mark, after_ns=before_ns, grace_s=checkpoint.grace_s, ended=run.over
+    def _stop(self, run: Run, request: StopRequest, *, may_save: bool) -> None:
+        run.descent = Descent(
+            run,
+            request,
+            policy=self._settings.ladder,
+            on_begun=lambda: self._tell(run, RunEvicted, "evicted", cause=request.cause, reason=request.reason),
+            on_saved=lambda saved_ns, asked_ns: self._saved(run, saved_ns, asked_ns),
         )
-        if saved_ns is not None:
-            self._saved(run, saved_ns, asked_ns)
+        self._spawn(run.descent.go(may_save=may_save))
 
     # --- checkpoints while it runs
 
@@ -349,7 +331,7 @@ class ProcessRunner:
         while True:
             await asyncio.sleep(_CHECKPOINT_LOOK_S)
             for run in self.runs.values():
-                if run.directory is not None and run.started is not None and run.ended is None and not run.stopping:
+                if run.directory is not None and run.started is not None and run.ended is None and run.descent is None:
                     self._look_for_checkpoint(run, run.directory, run.started)
 
     def _look_for_checkpoint(self, run: Run, directory: AttemptDirectory, program: Started) -> None:

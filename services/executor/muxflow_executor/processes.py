@@ -12,6 +12,7 @@ from typing import Final
 
 from muxflow_executor.attempts import ProcessRecord
 from muxflow_executor.shim import records
+from muxflow_executor.shim.descendants import below
 
 RUN_ID: Final = "MUXFLOW_RUN_ID"
 """Environment variable that marks every process of an attempt."""
@@ -71,10 +72,14 @@ def find_shim(directory: Path) -> ProcessRecord | None:
     """Find the shim of an attempt whose ``shim.json`` cannot be read: it has made the directory its own."""
     for pid in _pids():
         with contextlib.suppress(OSError):
-            called = (_PROC / str(pid) / "comm").read_text().strip()
-            if called == "muxflow-shim" and (_PROC / str(pid) / "cwd").samefile(directory):
+            if _name(pid) == "muxflow-shim" and (_PROC / str(pid) / "cwd").samefile(directory):
                 return ProcessRecord(**records.identity(pid))
     return None
+
+
+def below_shim(shim_pid: int) -> set[int]:
+    """Find every living process of an attempt whose shim lives: whatever they do, they descend from it."""
+    return {pid for pid in below(shim_pid) if _name(pid) != "muxflow-guard"}
 
 
 def kill_leftovers(*, run_id: str, program: ProcessRecord | None, cgroup: str | None) -> None:
@@ -106,6 +111,13 @@ def _belonging(run_id: str, program: ProcessRecord | None) -> Iterator[int]:
             fields = records.stat_fields(pid)
             if fields[0] not in _DEAD_STATES and (int(fields[3]) == session or _marked(pid, run_id)):
                 yield pid
+
+
+def _name(pid: int) -> str:
+    try:
+        return (_PROC / str(pid) / "comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _marked(pid: int, run_id: str) -> bool:

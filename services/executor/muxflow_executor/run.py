@@ -6,11 +6,16 @@ import asyncio
 import contextlib
 import os
 import signal
+from typing import TYPE_CHECKING
 
 from muxflow.contracts import Attempt
 from muxflow_decisions.node import LocalAttempt, LocalState
 from muxflow_executor.attempts import AttemptDirectory, Ended, ProcessRecord, Started
 from muxflow_executor.processes import alive
+from muxflow_executor.protection import ProtectedJob
+
+if TYPE_CHECKING:
+    from muxflow_executor.stopping import Descent
 
 
 class Run:
@@ -24,19 +29,24 @@ class Run:
         self.ended: Ended | None = None
         self.over = asyncio.Event()
         """Set when it has ended."""
-        self.stopping = False
+        self.job: ProtectedJob | None = None
+        """Its pages in the run directory; None where it is not protected."""
+        self.descent: Descent | None = None
+        """Its stop, once there is one."""
         self.reported = False
         self.leaving = False
         """Its record is being dropped."""
         self.begun = asyncio.Event()
         """Set when there is a shim to signal, or there never will be one."""
         self._pidfd: int | None = None
+        self.shim_pid: int | None = None
         self.saved_ns = 0
         self.asked_ns = 0
         self.ask_at = 0.0
 
     def watch(self, pid: int, process: ProcessRecord | None = None) -> bool:
         """Hold on to the shim; False when it, or a child of ours that is not reaped, is not there any more."""
+        self.shim_pid = pid
         try:
             self._pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -68,11 +78,23 @@ class Run:
         """How the decisions see it."""
         if self.ended is not None:
             state = LocalState.ENDED
-        elif self.stopping:
+        elif self.descent is not None:
             state = LocalState.STOPPING
         else:
             state = LocalState.RUNNING if self.started is not None else LocalState.STARTING
         return LocalAttempt(state=state, gpu=self.gpu, reported=self.reported)
+
+
+async def program_ended(pid: int) -> None:
+    """Wait until a process has ended that we know to be there; at once if it is not."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        await readable(fd)
+    finally:
+        os.close(fd)
 
 
 async def readable(fd: int) -> None:

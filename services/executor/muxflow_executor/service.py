@@ -14,6 +14,7 @@ from typing import IO, Any, Final
 from muxflow.bus import Bus, BusError, Message, Outbox, Reader
 from muxflow.contracts import (
     Attempt,
+    Gpu,
     GpuDecision,
     NodeState,
     RunCheckpointed,
@@ -39,15 +40,21 @@ from muxflow.inventory import InventoryError, load
 from muxflow.service import CannotStart, Service
 from muxflow_decisions.lease import LeaseTerms
 from muxflow_decisions.node import Decline, Forget, NodeInstruction, Start, Stop, reconcile
+from muxflow_device.eviction import EvictionServer, EvictOrder
+from muxflow_device.inventory import discover
+from muxflow_device.nvml import NvmlUnavailable
+from muxflow_device.rundir import RunDirectory
 from muxflow_executor import cgroups
 from muxflow_executor.answers import Answers
 from muxflow_executor.attempts import AttemptStore
 from muxflow_executor.desired import Desired
+from muxflow_executor.evictions import Evictions
 from muxflow_executor.launch import RunnerSettings
 from muxflow_executor.metrics import ExecutorMetrics
 from muxflow_executor.node_lease import NodeLease
 from muxflow_executor.process_runner import ProcessRunner
-from muxflow_executor.settings import ExecutorSettings
+from muxflow_executor.protection import Protection
+from muxflow_executor.settings import ExecutorSection, ExecutorSettings, ladder_policy
 from muxflow_executor.shim.records import boot_id
 
 _SUBJECTS: Final[dict[type[RunEvent], Subject]] = {
@@ -70,6 +77,7 @@ class Executor(Service[ExecutorSettings]):
     """
 
     name = "executor"
+    needs_bus = False
 
     def __init__(self, settings: ExecutorSettings, bus: Bus, health: Health) -> None:
         super().__init__(settings, bus, health)
@@ -89,21 +97,29 @@ class Executor(Service[ExecutorSettings]):
         self._exits: dict[str, Attempt] = {}
         self._reader: Reader | None = None
         self._opened = False
+        self._run = RunDirectory(Path(section.run_dir)) if section.run_dir is not None else RunDirectory.default()
+        self._protection = Protection(self._run) if section.inventory is None else None
+        self._socket: EvictionServer | None = None
 
     async def start(self) -> None:
-        """Take over what runs here, then take the lease and obey."""
-        section = self.settings.executor
-        try:
-            self._gpus = load(Path(section.inventory))
-        except InventoryError as error:
-            raise CannotStart(str(error)) from None
+        """Take over what runs here and obey the evictor; then, as soon as the bus is there, take the lease and obey."""
+        self._gpus = await asyncio.to_thread(_gpus, self.settings.executor)
+        if self._protection is not None:
+            try:
+                await asyncio.to_thread(self._protection.open)
+            except OSError as error:
+                raise CannotStart(f"executor.run_dir {self._run.path}: {error}") from None
         try:
             self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _lock(self._state_dir)
             self._cgroup = await asyncio.to_thread(cgroups.attempts_cgroup, self._state_dir)
             self._store = AttemptStore(self._state_dir)
             self._runner = ProcessRunner(
-                self._store, self._runner_settings(), on_change=self._wake.set, on_failure=self.fail
+                self._store,
+                self._runner_settings(),
+                protection=self._protection,
+                on_change=self._wake.set,
+                on_failure=self.fail,
             )
             await self._runner.open()
             self._outbox = Outbox(self._state_dir / "outbox.db", source=self.bus.source)
@@ -120,6 +136,8 @@ class Executor(Service[ExecutorSettings]):
         self._outbox.drain_to(self.bus, on_failure=self.fail)
         self._opened = True
         self.spawn(self._store_facts(), name="facts")
+        if self._protection is not None:
+            await self._open_socket()
         self.spawn(self._obey(), name="obey")
         self._leasing = self.spawn(self._hold_lease(), name="lease")
         self.spawn(self._prune(), name="prune")
@@ -128,6 +146,8 @@ class Executor(Service[ExecutorSettings]):
 
     async def stop(self, received: signal.Signals) -> None:
         """Leave the jobs to the next executor, or stop them and wait until nothing is left."""
+        if self._socket is not None:
+            await self._socket.close()
         if not self._opened:
             return
         if received == signal.SIGINT or self.settings.executor.drain_on_stop:
@@ -135,7 +155,17 @@ class Executor(Service[ExecutorSettings]):
         await self._runner.close()
         await self._outbox.close()
         cgroups.leave(self._cgroup)
+        if self._protection is not None:
+            self._protection.close()
         self._lock.close()
+
+    async def _open_socket(self) -> None:
+        evictions = Evictions(self._store, self._runner, gpus=(gpu.uuid for gpu in self._gpus), stop=self._evict)
+        try:
+            self._socket = EvictionServer(self._run.executor_socket, evictions.carry_out)
+            await self._socket.open()
+        except (OSError, ValueError) as error:
+            raise CannotStart(f"executor.run_dir {self._run.path}: {error}") from None
 
     async def _drain(self) -> None:
         self.log.info("draining", attempts=len(self._runner.runs))
@@ -245,8 +275,11 @@ class Executor(Service[ExecutorSettings]):
             case Forget(attempt=attempt):
                 self._runner.forget(attempt)
 
-    def _stop(self, attempt: Attempt, cause: StopCause, reason: str) -> None:
-        if self._runner.stop(attempt, cause, reason):
+    def _evict(self, attempt: Attempt, order: EvictOrder) -> None:
+        self._stop(attempt, StopCause.EVICTION, order.cause, hard=order.hard)
+
+    def _stop(self, attempt: Attempt, cause: StopCause, reason: str, *, hard: bool = False) -> None:
+        if self._runner.stop(attempt, cause, reason, hard=hard):
             self.log.info("stopping", attempt=str(attempt), cause=cause.value, reason=reason)
             self._metrics.stops.labels(cause.value).inc()
 
@@ -258,6 +291,7 @@ class Executor(Service[ExecutorSettings]):
             boot_id=boot_id(),
             gpus=self._gpus,
             labels=self.settings.executor.labels,
+            watched=self._protection is not None,
             draining=self._draining,
         )
         while True:
@@ -319,7 +353,24 @@ class Executor(Service[ExecutorSettings]):
             lease_s=leases.node_s,
             lease_grace_s=leases.node_grace_s,
             log_bytes=section.log_bytes,
+            ladder=ladder_policy(self.settings),
         )
+
+
+def _gpus(section: ExecutorSection) -> tuple[Gpu, ...]:
+    """Find the GPUs of this node, or read which are declared. Raises `CannotStart`."""
+    if section.inventory is not None:
+        try:
+            return load(Path(section.inventory))
+        except InventoryError as error:
+            raise CannotStart(str(error)) from None
+    try:
+        found = discover()
+    except NvmlUnavailable as error:
+        raise CannotStart(f"{error}; executor.inventory names a file if GPUs are to be declared") from None
+    if not found:
+        raise CannotStart("NVML finds no GPU; executor.inventory names a file if GPUs are to be declared")
+    return found
 
 
 def _lock(state_dir: Path) -> IO[Any]:

@@ -47,7 +47,7 @@ def spawn(label: str) -> Shim:
                 (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
             ],
             setsid=True,
-            setsigmask=[signal.SIGTERM],  # kept until it can take it as the wish to stop
+            setsigmask=[signal.SIGTERM, signal.SIGUSR1],  # kept until it can take them as our wishes
         )
     except BaseException:
         os.close(handover_write)

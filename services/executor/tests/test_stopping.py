@@ -74,7 +74,7 @@ async def test_frozen_shim_is_woken_to_stop(node: Node) -> None:
 
 async def test_shim_that_never_gets_to_start_its_program_is_killed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the program lies on a file system that has gone away."""
-    monkeypatch.setattr("muxflow_executor.process_runner._HUNG_S", 0.2)
+    monkeypatch.setattr("muxflow_executor.stopping._HUNG_S", 0.2)
     (waiting,) = node.processes()
     os.kill(waiting, signal.SIGSTOP)
     monkeypatch.setattr("muxflow_executor.run.Run.send", send_but_wake)

@@ -21,16 +21,19 @@ _QUIET_LOOKS: Final = 3
 """Looks in a row that must find nothing: a process may have forked while it was looked at."""
 
 
-def post(mark: bytes, cgroup: str | None) -> None:
-    """Leave a guard. `mark` is the environment entry that every process of the attempt has, unless it dropped it.
+def post(mark: bytes, cgroup: str | None) -> int:
+    """Leave a guard; give back its pid. `mark` is what every process of the attempt has in its environment, unless it
+    dropped it.
 
     The guard is a child of this process and ends with the last of its descendants, in `descendants.end_all`.
     """
     read_end, write_end = os.pipe()  # the write end is open in this process only: exec closes it
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         os.close(write_end)
         _stand_guard(read_end, mark, cgroup)
     os.close(read_end)
+    return pid
 
 
 def _stand_guard(read_end: int, mark: bytes, cgroup: str | None) -> NoReturn:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _SECOND_NS: Final = 1_000_000_000
 _KILL_AGAIN_NS: Final = 100_000_000
+_DRAIN_LOOK_NS: Final = 20_000_000
 
 
 def main() -> NoReturn:
@@ -54,7 +55,7 @@ def run_attempt() -> None:
         finish(refusal, started_ns=0, ended_ns=time.time_ns())
         return
 
-    guard.post(b"MUXFLOW_RUN_ID=" + environment.get(b"MUXFLOW_RUN_ID", b""), order["cgroup"])
+    guard_pid = guard.post(b"MUXFLOW_RUN_ID=" + environment.get(b"MUXFLOW_RUN_ID", b""), order["cgroup"])
     output = Output(order["log_bytes"])
     descendants.adopt_orphans()
     started_ns = time.time_ns()
@@ -71,6 +72,8 @@ def run_attempt() -> None:
 
     status, stopped_by, killed = watch(pid, order, lease, output, signals)
     ended_ns = time.time_ns()
+    if not killed:
+        let_drain(order, lease, output, signals, guard_pid=guard_pid)
     descendants.end_all(order["cgroup"])
     output.drain()
     ended = program.ended(status) | {"stopped_by": stopped_by or asked_to_stop()}
@@ -113,11 +116,12 @@ def watch(
 ) -> tuple[int, str | None, bool]:
     """Wait for the program's end; stop it when told, or when the lease has run out. A stop is never taken back.
 
-    Gives back the wait status, why it was stopped, and whether we killed it.
+    It is killed when the executor says so. `kill_grace_s` is for an executor that cannot: it is longer than all that
+    the executor does between the two. Gives back the wait status, why it was stopped, and whether we killed it.
     """
     poll_ns = int(order["lease_poll_s"] * _SECOND_NS)
     lease_grace_ns = int(order["lease_grace_s"] * _SECOND_NS)
-    grace_ns = int(order["stop_grace_s"] * _SECOND_NS)
+    grace_ns = int(order["kill_grace_s"] * _SECOND_NS)
     cause: str | None = None
     kill_ns: int | None = None
     killed = False
@@ -131,6 +135,8 @@ def watch(
             cause = asked_to_stop() or "shutdown"
             kill_ns = now_ns + (min(grace_ns, lease_grace_ns) if cause == "lease" else grace_ns)
             signal_group(pid)
+        if signals.told_to_kill and not killed:
+            kill_ns = now_ns
         if now_ns >= look_ns:
             deadline_ns = lease.deadline_ns()
             look_ns = now_ns + poll_ns
@@ -147,6 +153,26 @@ def watch(
             descendants.kill_all(order["cgroup"])
         wake_ns = look_ns if kill_ns is None else min(look_ns, kill_ns)
         signals.wait(output, max(0, wake_ns - now_ns))
+
+
+def let_drain(order: dict[str, Any], lease: Lease, output: Output, signals: Signals, *, guard_pid: int) -> None:
+    """Ask what the program has left behind to end. Killed at once, it could hurt others who use the same GPU.
+
+    Returns when nothing of it is left, when the executor says that it may be killed, or when its time is over.
+    """
+    until_ns = boottime_ns() + int(order["drain_s"] * _SECOND_NS)
+    lease_grace_ns = int(order["lease_grace_s"] * _SECOND_NS)
+    asked: set[int] = set()
+    while not signals.told_to_kill and boottime_ns() < min(until_ns, lease.deadline_ns() + lease_grace_ns):
+        left = set(descendants.below(os.getpid())) - {guard_pid}
+        if not left:
+            return
+        for pid in left - asked:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+        asked |= left
+        signals.wait(output, _DRAIN_LOOK_NS)
+        signals.reap(0)
 
 
 def signal_group(pid: int) -> None:

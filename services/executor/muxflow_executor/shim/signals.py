@@ -1,4 +1,4 @@
-"""SIGTERM and SIGCHLD as things to wait for beside the program's output."""
+"""SIGTERM, SIGUSR1 and SIGCHLD as things to wait for beside the program's output."""
 
 from __future__ import annotations
 
@@ -16,21 +16,29 @@ _READ_BYTES: Final = 4096
 
 
 class Signals:
-    """From construction on, only SIGTERM is a wish to stop; who ends a terminal or a session does not end the shim."""
+    """From construction on, SIGTERM is the wish to stop, and SIGUSR1 the wish to kill what has not stopped.
+
+    Who ends a terminal or a session does not end the shim.
+    """
 
     def __init__(self) -> None:
         self.told_to_stop = False
+        self.told_to_kill = False
         self._child_ended = True
         self._read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGUSR1, self._on_sigusr1)
         signal.signal(signal.SIGCHLD, self._on_sigchld)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the executor starts us with SIGTERM blocked
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the executor starts us with both blocked
 
     def _on_sigterm(self, *_: object) -> None:
         self.told_to_stop = True
+
+    def _on_sigusr1(self, *_: object) -> None:
+        self.told_to_kill = True
 
     def _on_sigchld(self, *_: object) -> None:
         self._child_ended = True
