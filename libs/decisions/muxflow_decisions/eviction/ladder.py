@@ -33,13 +33,13 @@ class LadderPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     checkpoint_longest_s: Annotated[float, Meta(ge=0, le=3600)] = 120.0
     """Bound on any job's time to save: the online side waits for the memory."""
     stop_longest_s: Annotated[float, Meta(ge=0, le=3600)] = 300.0
-    """Bound on any job's time between SIGTERM and SIGKILL."""
+    """Bound on any job's time to obey SIGTERM."""
     lease_grace_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
-    """The same when the lease is lost: the scheduler counts on it."""
-    hard_grace_s: _PositiveS = 2.0
-    """The same in hard Overlimit."""
+    """Bound on the whole when the lease is lost: the scheduler counts on it."""
+    hard_grace_s: _PositiveS = 1.0
+    """Bound on the time to obey SIGTERM in hard Overlimit: what is in flight drains in much less."""
     disconnect_s: _PositiveS = 2.0
-    """How long MPS may take to disconnect the clients; taken off the end of the time between SIGTERM and SIGKILL."""
+    """How long MPS may take to disconnect a job that has not obeyed; it answers in milliseconds unless it hangs."""
     kill_again_s: _PositiveS = 1.0
     """SIGKILL is sent again after this while something is left: a process may have forked just then."""
     trickle_budget_permille: Annotated[int, Meta(ge=0, le=50)] = 50
@@ -75,7 +75,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_grace_s: Annotated[float, Meta(ge=0)] = 0.0
     """How long the job declares to need to save."""
     stop_grace_s: Annotated[float, Meta(ge=0)] = 0.0
-    """How long it declares to need between SIGTERM and SIGKILL."""
+    """How long it declares to need to obey SIGTERM."""
 
 
 class Checkpointed(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +167,7 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True):
     lease: bool = False
     """The lease is lost: the scheduler counts on the end, and nothing may put it off."""
     grace_s: float = 0.0
-    """Time between SIGTERM and SIGKILL."""
+    """Time to obey SIGTERM."""
     began_ns: int = 0
     deadline_ns: int | None = None
     """When the step ends by itself; None before the beginning and after the end."""
@@ -212,7 +212,8 @@ def advance(stop: Stop, stimulus: LadderStimulus, *, now_ns: int, policy: Ladder
 
 def longest_s(begin: Begin, policy: LadderPolicy) -> float:
     """How long a stop lasts at most, from `Begin` to the first SIGKILL, with a punctual clock."""
-    return _save_s(begin, policy) + _stop_s(_grace_s(begin, policy), policy, lease=begin.cause is StopCause.LEASE)
+    lease = begin.cause is StopCause.LEASE
+    return _save_s(begin, policy) + _grace_s(begin, policy) + _disconnect_s(policy, lease=lease)
 
 
 def _save_s(begin: Begin, policy: LadderPolicy) -> float:
@@ -224,22 +225,18 @@ def _save_s(begin: Begin, policy: LadderPolicy) -> float:
 
 
 def _grace_s(begin: Begin, policy: LadderPolicy) -> float:
+    """Time to obey SIGTERM."""
     bounds = [begin.stop_grace_s, policy.stop_longest_s]
     if begin.hard:
         bounds.append(policy.hard_grace_s)
     if begin.cause is StopCause.LEASE:
-        bounds.append(policy.lease_grace_s)
+        bounds.append(policy.lease_grace_s - _disconnect_s(policy, lease=True))
     return min(bounds)
 
 
-def _stop_s(grace_s: float, policy: LadderPolicy, *, lease: bool) -> float:
-    """Time between SIGTERM and SIGKILL: the job's grace, but MPS gets the time that it needs if it may."""
-    return grace_s if lease else max(grace_s, policy.disconnect_s)
-
-
-def _obey_s(grace_s: float, policy: LadderPolicy) -> float:
-    """Time between SIGTERM and asking MPS."""
-    return max(grace_s - policy.disconnect_s, grace_s / 2)
+def _disconnect_s(policy: LadderPolicy, *, lease: bool) -> float:
+    """Time that MPS gets to disconnect the job; when the lease is lost, at most half of what is left."""
+    return min(policy.disconnect_s, policy.lease_grace_s / 2) if lease else policy.disconnect_s
 
 
 class _Climb:
@@ -277,12 +274,12 @@ class _Climb:
         hard, lease = before.hard or begin.hard, before.lease or begin.cause is StopCause.LEASE
         grace_s = min(before.grace_s, _grace_s(replace(begin, stop_grace_s=before.grace_s), self._policy))
         self.stop = replace(before, hard=hard, lease=lease, grace_s=grace_s)
-        end_ns = min(before.kill_ns, self._in(_stop_s(grace_s, self._policy, lease=lease)))
+        end_ns = min(before.kill_ns, self._in(grace_s + _disconnect_s(self._policy, lease=lease)))
         match before.step:
             case Step.CHECKPOINT if hard or lease:
                 self._terminate("no time left to save")
             case Step.TERMINATE:
-                deadline_ns = min(self._deadline_ns, self._in(_obey_s(grace_s, self._policy)))
+                deadline_ns = min(self._deadline_ns, self._in(grace_s))
                 self.stop = replace(self.stop, kill_ns=end_ns, deadline_ns=deadline_ns)
                 if self.stop != before:
                     self._set_gate()
@@ -330,13 +327,15 @@ class _Climb:
 
     def _terminate(self, why: str) -> None:
         grace_s = self.stop.grace_s
-        self.stop = replace(self.stop, kill_ns=self._in(_stop_s(grace_s, self._policy, lease=self.stop.lease)))
-        self._to(Step.TERMINATE, self._in(_obey_s(grace_s, self._policy)), why)
+        kill_ns = self._in(grace_s + _disconnect_s(self._policy, lease=self.stop.lease))
+        self.stop = replace(self.stop, kill_ns=kill_ns)
+        self._to(Step.TERMINATE, self._in(grace_s), why)
         self._set_gate()
         self.instructions.append(Terminate())
 
     def _disconnect(self, why: str) -> None:
-        # Late clocks cost a lease nothing, but a neighbour of a killed client everything: MPS gets its time.
+        # After a clock that came late MPS still gets its time: a client killed with work in flight hurts its
+        # neighbours. Not when the lease is lost: then the job may be started elsewhere.
         wait_s = 0.0 if self.stop.lease else self._policy.disconnect_s
         deadline_ns = max(self.stop.kill_ns, self._in(wait_s))
         self.stop = replace(self.stop, kill_ns=deadline_ns, disconnect_asked=True)
