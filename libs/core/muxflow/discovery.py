@@ -45,6 +45,8 @@ class ConnectionFile(msgspec.Struct, frozen=True, kw_only=True):
     credentials: tuple[Credentials, ...]
     http_ports: dict[str, int] = {}
     """Of each service, when it was last started."""
+    devices: dict[str, dict[str, str]] = {}
+    """By UUID, what a program needs in its environment to be served on that GPU; none for GPUs that are declared."""
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +100,33 @@ def find(
     if not access.bus.servers:
         raise DiscoveryError(f"no server known: {where} has no {CONNECTION_FILE}; start `muxflow up` or give --server")
     return access
+
+
+def environment_on(
+    gpu: str, *, directory: Path | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What a program needs in its environment to be served on a GPU that `muxflow up` shares on this machine.
+
+    Raises `DiscoveryError`.
+    """
+    known = machine(directory=directory, environ=environ)
+    if gpu not in known.devices:
+        raise DiscoveryError(f"{gpu} is not shared by `muxflow up` on this machine, which is node {known.node}")
+    return known.devices[gpu]
+
+
+def machine(*, directory: Path | None = None, environ: Mapping[str, str] | None = None) -> ConnectionFile:
+    """Read what `muxflow up` has told of this machine. Raises `DiscoveryError`."""
+    where = (directory or state_dir(environ)).absolute()
+    known = _read(where)
+    if known is None:
+        raise DiscoveryError(f"{where} has no {CONNECTION_FILE}: no `muxflow up` has run there")
+    return known
+
+
+def online_file(*, directory: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """Where the monitor of `muxflow up` reads which online workloads there are, beside its settings."""
+    return (directory or state_dir(environ)).absolute() / "monitor" / "online.toml"
 
 
 def _read(directory: Path) -> ConnectionFile | None:

@@ -15,7 +15,7 @@ from muxflow.cli.ages import duration
 from muxflow.cli.command import USAGE, CommandError, JsonOption, StateDirOption, end_with, epilog
 
 if TYPE_CHECKING:
-    from muxflow.contracts import Gpu
+    from muxflow.supervisor.hardware import Hardware
     from muxflow.supervisor.installation import Plan
     from muxflow.supervisor.reports import Ready, Report
 
@@ -24,14 +24,19 @@ _FOLLOW_S = 0.2
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
-    examples = epilog("muxflow up --gpu T4:16GiB --gpu A100:40GiB", "muxflow up --gpus gpus.toml --set lease.node_s=30")
+    examples = epilog("muxflow up --simulate T4 --simulate A100", "muxflow up --gpu T4:16GiB --set lease.node_s=30")
     app.command("up", epilog=examples)(up)
 
 
 def up(
     *,
+    real: Annotated[bool, typer.Option("--real", help="Use the GPUs that NVML finds.")] = False,
+    simulate: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="Simulate a GPU: T4, A100, H200; once for each.")
+    ] = None,
     gpu: Annotated[
-        list[str] | None, typer.Option(metavar="KIND:MEMORY", help="Declare a GPU, such as T4:16GiB; once for each.")
+        list[str] | None,
+        typer.Option(metavar="KIND:MEMORY", help="Declare a GPU that need not exist, such as T4:16GiB; once for each."),
     ] = None,
     gpus: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Declare GPUs by a TOML file with [[gpu]] uuid, kind, memory.")
@@ -51,8 +56,11 @@ def up(
 ) -> None:
     """Run the whole system on this machine, until Ctrl-C.
 
-    Starts a NATS server (on loopback only), the scheduler and an executor, and restarts what dies. Ctrl-C stops running
-    jobs too; their queue and records stay in the state directory for the next time.
+    Starts a NATS server (on loopback only), the scheduler, an executor, and for GPUs that are real or simulated MPS, a
+    monitor and an evictor; restarts what dies. Ctrl-C stops running jobs too; their queue and records stay in the state
+    directory for the next time.
+
+    Without options for them, the GPUs are as the last time; the first time, those that NVML finds.
     """
 
     def run() -> None:
@@ -63,7 +71,7 @@ def up(
         plan = Plan(
             state_dir=state_dir or default_state_dir(),
             node=name,
-            gpus=_gpus(gpu or [], gpus, name),
+            hardware=_hardware(real=real, kinds=simulate or [], wishes=gpu or [], file=gpus, node=name),
             port=port,
             overrides=_overrides(override or []),
         )
@@ -72,15 +80,22 @@ def up(
     end_with(run)
 
 
-def _gpus(wishes: list[str], file: Path | None, node: str) -> tuple[Gpu, ...] | None:
+def _hardware(*, real: bool, kinds: list[str], wishes: list[str], file: Path | None, node: str) -> Hardware | None:
     from muxflow import inventory
+    from muxflow.supervisor.hardware import Declared, Real, Simulated
 
-    if wishes and file:
-        raise CommandError("give either --gpu or --gpus, not both", USAGE)
+    if sum(map(bool, (real, kinds, wishes, file))) > 1:
+        raise CommandError("give one of --real, --simulate, --gpu and --gpus", USAGE)
     try:
-        return inventory.load(file) if file else inventory.declare(tuple(wishes), node) if wishes else None
+        if wishes:
+            return Declared(inventory.declare(tuple(wishes), node))
+        if file:
+            return Declared(inventory.load(file))
     except inventory.InventoryError as error:
         raise CommandError(str(error), USAGE) from None
+    if kinds:
+        return Simulated(tuple(kinds))
+    return Real() if real else None
 
 
 def _overrides(texts: list[str]) -> tuple[tuple[tuple[str, ...], Any], ...]:
@@ -127,9 +142,10 @@ def _tell(report: Report) -> None:
 
     match report:
         case reports.Started() if report.starts == 1:
-            output.line(f"  {report.name:<10} pid {report.pid:<8} port {report.port}")
+            output.line(f"  {report.name:<10} pid {report.pid:<8}{f' port {report.port}' if report.port else ''}")
         case reports.Started():
-            output.line(f"{report.name} runs again: pid {report.pid}, port {report.port}")
+            port = f", port {report.port}" if report.port else ""
+            output.line(f"{report.name} runs again: pid {report.pid}{port}")
         case reports.Ended():
             words = f" ({report.last_words})" if report.last_words else ""
             output.line(f"{report.name} {report.how}{words}; starting it again in {duration(report.restart_in_s)}")
@@ -150,8 +166,9 @@ def _tell(report: Report) -> None:
 
 
 def _tell_ready(report: Ready) -> None:
+    watched = "" if report.watched else " (declared: nothing watches them)"
     output.line(
-        f"  node       {report.node}: {', '.join(report.gpus)}\n"
+        f"  node       {report.node}: {', '.join(report.gpus)}{watched}\n"
         f"  server     {report.server}\n"
         f"  state      {report.state_dir}\n"
         f"  logs       {report.logs}\n"
@@ -160,6 +177,6 @@ def _tell_ready(report: Ready) -> None:
         "Next, in another terminal:\n"
         "  muxflow submit examples/hello.yaml --wait\n"
         "  muxflow jobs\n"
-        "  muxflow events --follow\n"
+        f"  muxflow {'top' if report.watched else 'events --follow'}\n"
         "Ctrl-C here stops everything."
     )

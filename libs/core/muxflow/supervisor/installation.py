@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import textwrap
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from muxflow import inventory, toml
-from muxflow.contracts import Gpu
 from muxflow.discovery import ConnectionFile, Credentials
 from muxflow.settings import LeaseSettings, Settings, SettingsError, load
-from muxflow.supervisor import server, storage
+from muxflow.supervisor import hardware, mps, server, storage
+from muxflow.supervisor.hardware import Declared, Hardware, HardwareError, Present, Real
 from muxflow.supervisor.processes import free_port
-from muxflow.supervisor.services import SERVICES
+from muxflow.supervisor.services import SERVICES, ServiceEntry
 from muxflow.supervisor.state import StateDirectory, write_private
 from muxflow.supervisor.storage import Storage
 
@@ -25,8 +27,10 @@ _SECTIONS: Final = frozenset(
 )
 """What there is to set here; settings know sections of services that do not exist yet."""
 
-_DECLARE_GPUS: Final = (
-    "no GPUs are declared. Declare each by kind and memory:\n\n"
+_HAVE_GPUS: Final = (
+    "no GPUs: {why}. Simulate some:\n\n"
+    "  muxflow up --simulate T4 --simulate A100\n\n"
+    "or declare each by kind and memory, to try jobs without any:\n\n"
     "  muxflow up --gpu T4:16GiB --gpu A100:40GiB\n\n"
     "or all of them in a file, for `muxflow up --gpus FILE`:\n\n" + textwrap.indent(inventory.EXAMPLE.strip(), "  ")
 )
@@ -37,7 +41,10 @@ class InstallationError(Exception):
 
 
 class NoGpusError(InstallationError):
-    """No GPUs are declared. The message has several lines: it shows how to do that."""
+    """There are no GPUs. The message has several lines: it shows how to have some."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(_HAVE_GPUS.format(why=why))
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,8 +52,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     state_dir: Path
     node: str
-    gpus: tuple[Gpu, ...] | None = None
-    """None takes those of the last time."""
+    hardware: Hardware | None = None
+    """None takes that of the last time; the first time, the GPUs that are found."""
     port: int | None = None
     """Port of the server; None takes that of the last time, or a free one."""
     overrides: tuple[tuple[tuple[str, ...], Any], ...] = ()
@@ -57,7 +64,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """What is on disk now."""
 
     node: str
-    gpus: tuple[Gpu, ...]
+    present: Present
     port: int
     monitor_port: int
     """Where the server tells how it is, on loopback."""
@@ -74,19 +81,40 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
     def connection(self, http_ports: dict[str, int]) -> ConnectionFile:
         """Say it to clients."""
-        return ConnectionFile(server=self.url, node=self.node, credentials=self.credentials, http_ports=http_ports)
+        return ConnectionFile(
+            server=self.url,
+            node=self.node,
+            credentials=self.credentials,
+            http_ports=http_ports,
+            devices={gpu.uuid: mps.client(gpu, self.present) for gpu in self.present.watched},
+        )
 
 
-def install(plan: Plan, state: StateDirectory) -> Installation:
+@contextmanager
+def gpus_of(plan: Plan, state: StateDirectory) -> Iterator[Present]:
+    """Have the GPUs there for the block that the plan names; else those of the last time; else those that are found.
+
+    Raises `HardwareError`, and `NoGpusError` if there are none and nobody said which.
+    """
+    asked = plan.hardware or state.read_hardware()
+    with ExitStack() as stack:
+        try:
+            present = stack.enter_context(hardware.present(asked or Real(), state.root))
+        except HardwareError as error:
+            if asked is not None:
+                raise
+            raise NoGpusError(str(error)) from None
+        yield present
+
+
+def install(plan: Plan, state: StateDirectory, present: Present) -> Installation:
     """Write everything; keys, ports and GPUs of the last time are kept.
 
-    Raises `InstallationError`, `InventoryError`, `SettingsError`, `StorageError`, and OSError when a file cannot be
-    written.
+    Raises `InstallationError`, `SettingsError`, `StorageError`, and OSError when a file cannot be written.
     """
-    gpus = _gpus(plan, state)
     before = state.read_connection()
     port = _port(plan, before)
-    write_private(state.settings, (_HEADER + toml.dump(_settings(plan, state, port))).encode())
+    write_private(state.settings, (_HEADER + toml.dump(_settings(plan, state, present, port))).encode())
     try:
         settings = load(Settings, state.settings)
     except SettingsError as error:
@@ -102,10 +130,12 @@ def install(plan: Plan, state: StateDirectory) -> Installation:
         monitor_port=monitor_port,
         store=store,
     )
-    write_private(state.inventory, inventory.dump(gpus).encode())
+    if isinstance(present.hardware, Declared):
+        write_private(state.inventory, inventory.dump(present.gpus).encode())
+    write_private(state.hardware, msgspec.json.encode(present.hardware))
     return Installation(
         node=plan.node,
-        gpus=gpus,
+        present=present,
         port=port,
         monitor_port=monitor_port,
         store=store,
@@ -129,14 +159,6 @@ def as_given(keys: tuple[str, ...], value: Any) -> str:
     return f"--set {'.'.join(keys)}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
 
 
-def _gpus(plan: Plan, state: StateDirectory) -> tuple[Gpu, ...]:
-    if plan.gpus is not None:
-        return plan.gpus
-    if state.inventory.exists():
-        return inventory.load(state.inventory)
-    raise NoGpusError(_DECLARE_GPUS)
-
-
 def _port(plan: Plan, before: ConnectionFile | None) -> int:
     if plan.port is None:
         return free_port(int(before.server.rpartition(":")[2]) if before else 0)
@@ -145,11 +167,11 @@ def _port(plan: Plan, before: ConnectionFile | None) -> int:
     return plan.port
 
 
-def _settings(plan: Plan, state: StateDirectory, port: int) -> dict[str, Any]:
+def _settings(plan: Plan, state: StateDirectory, present: Present, port: int) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "bus": {"servers": [f"nats://127.0.0.1:{port}"]},
         "tenants": {"default": {}},
-        "executor": {"node": plan.node, "state_dir": str(state.executor), "inventory": str(state.inventory)},
+        **{entry.name: _facts(entry, plan, state, present) for entry in SERVICES if entry.told},
     }
     for keys, value in plan.overrides:
         if keys[0] not in _SECTIONS:
@@ -159,6 +181,17 @@ def _settings(plan: Plan, state: StateDirectory, port: int) -> dict[str, Any]:
         except ValueError as error:
             raise InstallationError(f"--set {error}") from None
     return tree
+
+
+def _facts(entry: ServiceEntry, plan: Plan, state: StateDirectory, present: Present) -> dict[str, str]:
+    """What a service is told of its machine."""
+    facts = {
+        "node": plan.node,
+        "state_dir": str(state.own(entry.name)),
+        "run_dir": str(present.run_dir) if present.run_dir else None,
+        "inventory": str(state.inventory) if isinstance(present.hardware, Declared) else None,
+    }
+    return {key: value for key in entry.told if (value := facts[key]) is not None}
 
 
 def _meant(section: str) -> str:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from muxflow.bus.embedded import ServerError
+from muxflow.contracts import Role
 from muxflow.inventory import describe
 from muxflow.service import SUPERVISOR_VARIABLE
 from muxflow.settings import CONFIG_VARIABLE
-from muxflow.supervisor import journal, server, storage
-from muxflow.supervisor.installation import Installation, Plan, blame, install
+from muxflow.supervisor import journal, mps, server, storage
+from muxflow.supervisor.installation import Installation, Plan, blame, gpus_of, install
 from muxflow.supervisor.processes import Keeper, Program
 from muxflow.supervisor.reports import Ready, Report, Stopped, Stopping, Stuck, Waiting
 from muxflow.supervisor.services import SERVICES, ServiceEntry
@@ -44,7 +45,7 @@ class Machine:
         self._report = report
         self._state = StateDirectory(plan.state_dir)
         self._keepers: list[Keeper] = []
-        """The server, then the services, in the order of their start."""
+        """The server, MPS, then the services, in the order of their start."""
         self._stopping = asyncio.Event()
         self._stuck = ""
         self._unstuck_s = -_UNSTICK_EVERY_S
@@ -52,31 +53,45 @@ class Machine:
     async def run(self) -> None:
         """Start everything, keep it running, stop it in order after SIGINT or SIGTERM.
 
-        Raises `SupervisorError`, `StateError`, `ServerError`, OSError, and what `install` raises.
+        Raises `SupervisorError`, `StateError`, `ServerError`, `MpsError`, OSError, and what `gpus_of` and `install`
+        raise.
         """
         began_s = time.monotonic()
-        with self._state.open_locked(), self._signals():
-            installation = install(self._plan, self._state)
+        with self._state.open_locked(), self._signals(), gpus_of(self._plan, self._state) as present:
+            installation = install(self._plan, self._state, present)
             try:
                 await self._start(installation)
                 if await self._until_ready():
                     self._report(self._ready(installation, time.monotonic() - began_s))
                     await self._watch(installation)
             finally:
-                for keeper in reversed(self._keepers):
-                    await keeper.stop()
+                await self._stop()
                 self._report(Stopped())
 
     async def _start(self, installation: Installation) -> None:
-        """Start the server, put the streams into it, start the services."""
+        """Start the server, put the streams into it, start MPS and the services."""
         await self._keep(server.program(self._state, installation.port))
         if not await self._until_ready():
             return
         await self._make_streams(installation)
-        for entry in SERVICES:
+        present = installation.present
+        for gpu in present.watched:
+            await self._keep(mps.program(gpu, present, self._state.log(mps.name(gpu))))
+        services = [entry for entry in SERVICES if present.watched or not entry.watches]
+        for entry in services:
             await self._keep(self._program(entry, installation))
-        ports = {keeper.program.name: keeper.program.port for keeper in self._keepers[1:]}
-        self._state.write_connection(installation.connection(ports))
+        ports = {keeper.program.name: keeper.program.port for keeper in self._keepers}
+        self._state.write_connection(installation.connection({entry.name: ports[entry.name] for entry in services}))
+
+    async def _stop(self) -> None:
+        """Stop what runs in the opposite order: services one by one, all MPS daemons at once, the server."""
+        daemons = [keeper for keeper in self._keepers if keeper.program.stop_command]
+        for keeper in reversed(self._keepers[1:]):
+            if keeper not in daemons:
+                await keeper.stop()
+        await asyncio.gather(*(keeper.stop() for keeper in daemons))
+        for keeper in self._keepers[:1]:
+            await keeper.stop()
 
     def _program(self, entry: ServiceEntry, installation: Installation) -> Program:
         mine = next(each for each in installation.credentials if each.role is entry.role)
@@ -84,6 +99,7 @@ class Machine:
             name=entry.name,
             argv=(sys.executable, "-m", entry.module),
             env={
+                **(installation.present.env if entry.role is Role.NODE else {}),
                 CONFIG_VARIABLE: str(self._state.settings),
                 SUPERVISOR_VARIABLE: str(os.getpid()),
                 "MUXFLOW_BUS__SERVERS": json.dumps([installation.url]),
@@ -186,8 +202,9 @@ class Machine:
             state_dir=str(self._state.root),
             server=installation.url,
             node=installation.node,
-            gpus=describe(installation.gpus),
+            gpus=describe(installation.present.gpus),
+            watched=bool(installation.present.watched),
             pids={keeper.program.name: keeper.pid or 0 for keeper in self._keepers},
-            ports={keeper.program.name: keeper.program.port for keeper in self._keepers},
+            ports={keeper.program.name: keeper.program.port for keeper in self._keepers if keeper.program.port},
             logs=str(self._state.logs),
         )

@@ -27,6 +27,8 @@ LONGEST_DELAY_S: Final = 10.0
 SETTLED_S: Final = 30.0
 """A program that ran this long is not in a crash loop: its next pause is the first one again."""
 
+_COMMAND_S: Final = 5.0
+
 _FROM_OUTSIDE: Final = tuple(-number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 """Return codes of programs that somebody killed: their log does not say why."""
 
@@ -41,6 +43,15 @@ class Readiness(StrEnum):
     """It answers 200 on ``/readyz`` of its port."""
     NATS = "nats"
     """It greets as NATS servers do."""
+    SOCKET = "socket"
+    """It listens on its Unix socket."""
+
+
+class StopCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that asks a program to stop."""
+
+    argv: tuple[str, ...]
+    stdin: str
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,13 +61,17 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     env: Mapping[str, str] = {}
     """Added to the supervisor's own environment."""
-    port: int
+    port: int = 0
     """Where it listens. Changes at a restart when somebody else has taken it, if `port_variable` is set."""
     port_variable: str | None = None
     """Environment variable that tells the program its port; null when its configuration does."""
+    socket: Path | None = None
+    """The Unix socket where it listens instead."""
     readiness: Readiness = Readiness.HTTP
     log: Path
     """Standard output and error go here."""
+    stop_command: StopCommand | None = None
+    """Run first, in the program's environment; the signal follows for one that does not obey."""
     stop_signal: signal.Signals = signal.SIGTERM
     stop_patience_s: float | None = 10.0
     """How long it may take to stop before it is killed; null waits until it is hurried."""
@@ -152,6 +167,8 @@ class Keeper:
                 process = None
 
     async def _stop(self, process: asyncio.subprocess.Process) -> None:
+        if (command := self.program.stop_command) and await _obeys(process, command, self.program.env):
+            return
         _signal(process, self.program.stop_signal)
         if await _first(process.wait(), self._hurried.wait(), timeout_s=self.program.stop_patience_s):
             return
@@ -193,6 +210,27 @@ async def _first(one: Awaitable[object], other: Awaitable[object], *, timeout_s:
     return done
 
 
+async def _obeys(process: asyncio.subprocess.Process, command: StopCommand, env: Mapping[str, str]) -> bool:
+    """Ask a program to stop; whether it did in time."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_COMMAND_S):
+            asking = await asyncio.create_subprocess_exec(
+                *command.argv,
+                env={**os.environ, **env},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            try:
+                await asking.communicate(command.stdin.encode())
+                await process.wait()
+            finally:
+                if asking.returncode is None:
+                    asking.kill()
+                    await asking.wait()
+    return process.returncode is not None
+
+
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(number)
@@ -214,6 +252,8 @@ def _describe(code: int) -> str:
 
 
 async def _probe(program: Program) -> str | None:
+    if program.readiness is Readiness.SOCKET:
+        return None if program.socket and await _listens(program.socket) else f"does not listen on {program.socket} yet"
     silent = f"does not answer on port {program.port} yet"
     if program.readiness is Readiness.NATS:
         return None if await greets("127.0.0.1", program.port) else silent
@@ -222,3 +262,12 @@ async def _probe(program: Program) -> str | None:
     except OSError:
         return silent
     return None if status == HTTPStatus.OK else body or "not ready"
+
+
+async def _listens(path: Path) -> bool:
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return False
+    writer.close()
+    return True

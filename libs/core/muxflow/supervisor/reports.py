@@ -15,6 +15,7 @@ class Started(Report, frozen=True, kw_only=True):
     name: str
     pid: int
     port: int
+    """0 for one that listens on no port."""
     starts: int
     """1 for the first start."""
 
@@ -59,6 +60,8 @@ class Ready(Report, frozen=True, kw_only=True):
     server: str
     node: str
     gpus: tuple[str, ...]
+    watched: bool
+    """Whether a monitor protects the GPUs; declared ones it does not."""
     pids: dict[str, int]
     ports: dict[str, int]
     logs: str

@@ -11,6 +11,8 @@ from pathlib import Path
 import msgspec
 
 from muxflow.discovery import CONNECTION_FILE, ConnectionFile
+from muxflow.supervisor.hardware import Hardware
+from muxflow.supervisor.services import SERVICES
 from muxflow.supervisor.storage import Storage
 
 
@@ -30,6 +32,7 @@ class StateDirectory:
         self.server_config = self.root / "nats.conf"
         self.settings = self.root / "settings.toml"
         self.inventory = self.root / "inventory.toml"
+        self.hardware = self.root / "hardware.json"
         self.connection = self.root / CONNECTION_FILE
         self.storage = self.root / "storage.json"
         self.lock = self.root / "lock"
@@ -37,6 +40,10 @@ class StateDirectory:
     def log(self, name: str) -> Path:
         """Where a program writes."""
         return self.logs / f"{name}.log"
+
+    def own(self, service: str) -> Path:
+        """Where a service keeps what it must remember."""
+        return self.root / service
 
     @contextmanager
     def open_locked(self) -> Iterator[None]:
@@ -76,6 +83,14 @@ class StateDirectory:
         except (OSError, msgspec.DecodeError):
             return None
 
+    def read_hardware(self) -> Hardware | None:
+        """Read which GPUs the machine had the last time; None if there is nothing that can be read."""
+        try:
+            found: Hardware = msgspec.json.decode(self.hardware.read_bytes(), type=Hardware)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return found
+
     def write_connection(self, connection: ConnectionFile) -> None:
         """Tell clients where we are; they see the old file or the new one, never half of one."""
         write_private(self.connection, msgspec.json.format(msgspec.json.encode(connection), indent=2))
@@ -88,7 +103,8 @@ class StateDirectory:
             )
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)
-        for directory in (self.credentials, self.logs, self.store, self.executor):
+        own = (self.own(entry.name) for entry in SERVICES if "state_dir" in entry.told)
+        for directory in (self.credentials, self.logs, self.store, *own):
             directory.mkdir(mode=0o700, exist_ok=True)
 
 
