@@ -93,7 +93,7 @@ class Session:
         self.tenant = tenant
         self._server = server
         self._credentials = credentials
-        self._state_dir = state_dir
+        self.state_dir = state_dir
 
     def connect(self) -> Client:
         """Make the client to enter with ``async with``."""
@@ -103,7 +103,7 @@ class Session:
 
         logs.configure(LogSettings(level="error", format="console"), service="cli")
         return Client.connect(
-            server=self._server, credentials=self._credentials, state_dir=self._state_dir, tenant=self.tenant
+            server=self._server, credentials=self._credentials, state_dir=self.state_dir, tenant=self.tenant
         )
 
 

@@ -59,7 +59,7 @@ async def events(
 async def alerts(session: Session, *, follow: FollowOption = False, since: SinceOption = None) -> None:
     """Print alerts, oldest first: evictions, devices and online services that need a look.
 
-    Nothing raises alerts yet in this version; for jobs that failed see `muxflow events jobs.failed`.
+    They come from GPUs that are watched. For jobs that failed see `muxflow events jobs.failed`.
     """
     await _print(session, "alerts", follow=follow, since=since)
 

@@ -25,6 +25,12 @@ _STYLES: Final = {
     "stopping": "yellow",
     "lost": "red",
     "alive": "green",
+    "init": "yellow",
+    "healthy": "green",
+    "unhealthy": "yellow",
+    "overlimit": "red",
+    "disabled": "bright_black",
+    "unwatched": "bright_black",
 }
 
 _GAP: Final = 2
@@ -57,7 +63,12 @@ def state(word: str) -> Text:
     """Colour the word for a state."""
     from rich.text import Text
 
-    return Text(word, style=_STYLES.get(word, ""))
+    return Text(word, style=style_of(word))
+
+
+def style_of(word: str) -> str:
+    """Give the colour of a state; none for words that are no states."""
+    return _STYLES.get(word, "")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, wide: str) -> None:

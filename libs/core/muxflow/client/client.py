@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from muxflow.bus import Bus, Disconnected, Forbidden, Message, NoResponders, QueryError, RequestTimeout
-from muxflow.client import dead_letters, event_feed
+from muxflow.client import dead_letters, devices, event_feed
 from muxflow.client.dead_letters import DeadEntry
 from muxflow.client.errors import AlreadyEnded, ClientError, NoAnswer, NotAllowed, NotConnected, NotFound
 from muxflow.client.event_feed import Received
@@ -26,6 +26,10 @@ from muxflow.client.handle import JobHandle
 from muxflow.client.job_output import OutputReader
 from muxflow.contracts import (
     ALL_TENANTS,
+    DeviceRequest,
+    DevicesQuery,
+    DevicesReply,
+    DeviceSummary,
     EvictRequest,
     JobCancel,
     JobQuery,
@@ -52,10 +56,12 @@ from muxflow.contracts.catalogue import (
     JOBS_FINISHED,
     JOBS_REJECTED,
     JOBS_SUBMIT,
+    QUERY_DEVICES,
     QUERY_JOB,
     QUERY_JOBS,
     QUERY_LOGS,
     QUERY_NODES,
+    REQUESTS_DEVICE,
     REQUESTS_EVICT,
     subject_of,
 )
@@ -232,6 +238,33 @@ class Client:
                 QUERY_NODES, NodesQuery(), timeout_s=_ANSWER_S, tenant=ALL_TENANTS
             )
         return reply.nodes
+
+    async def devices(self, *, newest: bool = True) -> tuple[DeviceSummary, ...]:
+        """List GPUs with the state of their offline side and who is on them. For operators and observers.
+
+        With the `newest` readings that monitors told, of the last minutes; else with those of the last change of state.
+        """
+        with self._using(QUERY_DEVICES, "scheduler"):
+            reply: DevicesReply = await self.bus.request(
+                QUERY_DEVICES, DevicesQuery(), timeout_s=_ANSWER_S, tenant=ALL_TENANTS
+            )
+            readings = await devices.newest_readings(self.bus) if newest else {}
+        return devices.up_to_date(reply.devices, readings)
+
+    async def disable(self, node: str, gpu: str, *, reason: str = "") -> None:
+        """Forbid offline work on a GPU until it is enabled again. For operators.
+
+        Returns when the wish is stored; the node's monitor carries it out, and tells so by the device's state.
+        """
+        await self._wish(DeviceRequest(node=node, gpu=gpu, enabled=False, reason=reason))
+
+    async def enable(self, node: str, gpu: str, *, reason: str = "") -> None:
+        """Allow offline work on a GPU again; see `disable`. For operators."""
+        await self._wish(DeviceRequest(node=node, gpu=gpu, enabled=True, reason=reason))
+
+    async def _wish(self, request: DeviceRequest) -> None:
+        with self._using(REQUESTS_DEVICE):
+            await self.bus.publish(REQUESTS_DEVICE, request, node=request.node, gpu=request.gpu)
 
     async def evict(
         self, node: str, gpu: str, *, job: str | None = None, tenant: str | None = None, reason: str = ""

@@ -21,7 +21,9 @@ from muxflow.cli.app import build
 
 MUXFLOW = str(Path(sys.executable).with_name("muxflow"))
 COMMANDS = (
-    *("up", "submit", "jobs", "status", "logs", "cancel", "nodes", "events", "alerts"),
+    *("up", "submit", "jobs", "status", "logs", "cancel", "evict", "nodes", "devices", "explain", "top"),
+    *("events", "alerts", "device disable", "device enable", "device env"),
+    *("online add", "online list", "online remove"),
     *("dead list", "dead show", "dead replay"),
 )
 SECOND_NS = 10**9
@@ -63,7 +65,7 @@ def test_help_says_what_is_used_up_and_what_is_not_there_yet() -> None:
         return " ".join(CliRunner().invoke(build(), [command, "--help"], env={"COLUMNS": "200"}).stdout.split())
 
     assert "A name is used up until its job is purged." in told("submit")
-    assert "Nothing raises alerts yet in this version" in told("alerts")
+    assert "They come from GPUs that are watched." in told("alerts")
     assert "lists are one document, streams (events, alerts, logs, up) one object per line" in told("jobs")
 
 
