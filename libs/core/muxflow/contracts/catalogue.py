@@ -248,7 +248,7 @@ ONLINE_STATE: Final = Subject(
     event=nodes.OnlineState,
     stream="NODES",
     publishers=(Role.NODE,),
-    readers=(Role.SCHEDULER, Role.PROFILER, *_PEOPLE),
+    readers=(Role.NODE, Role.SCHEDULER, Role.PROFILER, *_PEOPLE),
 )
 
 DEVICES_STATE: Final = Subject(
