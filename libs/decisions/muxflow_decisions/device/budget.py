@@ -14,7 +14,10 @@ idle, since a job also slows itself down (clocks, its own streams).
 0 and 1 on the budget, follows dm/dt = g (aim − ratio). Near the aim, a change of the budget by its whole range moves
 the ratio by κ, T seconds late (half the report's window, half the time to the next one). An integrator with dead time
 is stable for g κ T < π/2 and does not overshoot for g κ T ≤ 1/e. With g = 0.3/s, κ ≤ 1 (offline work at full budget
-doubles the tail) and T ≤ 1.2 s this is 0.36: a gain margin of 4.3, so κ may be four times what was assumed.
+doubles the tail) and T ≤ 1.2 s this is 0.36: a gain margin of 4.3, so κ may be four times what was assumed. The trim
+does not rise while something else holds the budget down (a state's cap, the rise): it would be wound up when that ends.
+A latency that has crossed a limit of the state machine halves it, for the integrator alone would come back to the same
+budget, and miss the target again and again.
 
 **Down at once, up measured.** A smaller budget applies immediately, a larger one is approached at
 `budget_rise_permille_per_s`, whatever the reason: after a burst the whole capacity is back within a second, of which
@@ -46,6 +49,8 @@ class BudgetMemory(msgspec.Struct, frozen=True, kw_only=True):
     budget_permille: int = 0
     """What was given last; a frozen device has 0, and begins to rise from there."""
     trim: float = 1.0
+    held_down: bool = True
+    """What was given is smaller than the law wanted it: the latency says nothing about a larger budget then."""
     at_ns: int | None = None
     """When the law was last applied; None: never."""
 
@@ -58,15 +63,21 @@ def apply(memory: BudgetMemory, readings: Readings, *, cap_permille: int, policy
     elapsed_s = 0.0
     if memory.at_ns is not None:
         elapsed_s = min(max(readings.now_ns - memory.at_ns, 0) / _SECOND_NS, _LONGEST_STEP_S)
-    trim = _trimmed(memory.trim, readings.slo_ratio, elapsed_s, policy)
-    wanted = min(_wanted_permille(readings, trim, policy), cap_permille)
+    trim = _trimmed(memory, readings.slo_ratio, elapsed_s, policy)
+    wanted = _wanted_permille(readings, trim, policy)
     budget = _approached(memory.budget_permille, wanted, elapsed_s, cap_permille, policy)
-    return BudgetMemory(budget_permille=budget, trim=trim, at_ns=readings.now_ns)
+    held_down = budget <= wanted - policy.budget_band_permille
+    return BudgetMemory(budget_permille=budget, trim=trim, held_down=held_down, at_ns=readings.now_ns)
 
 
 def freeze(memory: BudgetMemory, *, now_ns: int) -> BudgetMemory:
     """Begin from nothing when the device opens again. The trim stays: the service that it is for is still there."""
-    return replace(memory, budget_permille=0, at_ns=now_ns)
+    return replace(memory, budget_permille=0, held_down=True, at_ns=now_ns)
+
+
+def halve(memory: BudgetMemory) -> BudgetMemory:
+    """Take in that the budget was too large for the online side's latency."""
+    return replace(memory, trim=memory.trim / 2)
 
 
 def window_us(budget_permille: int, policy: DevicePolicy) -> int:
@@ -98,15 +109,18 @@ def _wanted_permille(readings: Readings, trim: float, policy: DevicePolicy) -> i
     return max(int(fed_forward * trim), low)
 
 
-def _trimmed(trim: float, ratio: float | None, elapsed_s: float, policy: DevicePolicy) -> float:
-    """Let the trim go back while nobody reports: there is nothing to hold it against."""
-    error = policy.slo_aim_ratio - (ratio if ratio is not None else 0.0)
-    return min(max(trim + policy.slo_gain_per_s * error * elapsed_s, 0.0), 1.0)
+def _trimmed(memory: BudgetMemory, ratio: float | None, elapsed_s: float, policy: DevicePolicy) -> float:
+    if ratio is None:
+        ratio = 0.0  # nobody to hold it against: let it go back
+    elif ratio < policy.slo_aim_ratio and memory.held_down:
+        return memory.trim
+    change = policy.slo_gain_per_s * (policy.slo_aim_ratio - ratio) * elapsed_s
+    return min(max(memory.trim + change, 0.0), 1.0)
 
 
 def _approached(budget: int, wanted: int, elapsed_s: float, cap: int, policy: DevicePolicy) -> int:
-    """Go from the budget that is given towards the one that is wanted, as far as the elapsed time allows."""
+    """Go from the budget that is given towards the one that is wanted, as far as cap and elapsed time allow."""
     at_bound = wanted <= policy.budget_min_permille or wanted >= min(cap, policy.budget_max_permille)
     if abs(wanted - budget) < policy.budget_band_permille and not at_bound and budget <= cap:
         return budget
-    return min(wanted, budget + int(policy.budget_rise_permille_per_s * elapsed_s))
+    return min(wanted, cap, budget + int(policy.budget_rise_permille_per_s * elapsed_s))

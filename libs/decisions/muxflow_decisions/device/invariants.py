@@ -36,8 +36,10 @@ def _gate(memory: DeviceMemory, policy: DevicePolicy) -> Iterator[str]:
             if state is not (GateState.FROZEN if memory.hard else GateState.TRICKLE):
                 yield "frozen in hard Overlimit, and trickling in any other"
         case DeviceCondition.UNHEALTHY:
-            if state is not GateState.OPEN or budget > policy.unhealthy_budget_permille:
-                yield "a small budget while unhealthy"
+            held_back = any(holding(memory.latches))
+            most = policy.unhealthy_budget_permille if held_back else policy.budget_max_permille
+            if state is not GateState.OPEN or budget > most:
+                yield "a small budget while an unhealthy limit holds"
         case DeviceCondition.HEALTHY:
             if state is not GateState.OPEN or budget > policy.budget_max_permille:
                 yield "open within the law while healthy"

@@ -48,6 +48,8 @@ class Limit(msgspec.Struct, frozen=True):
     """For people: `{value}` is the reading, `{enter}` the threshold."""
     below: bool = False
     """The limit is crossed downwards."""
+    latency: bool = False
+    """It is on what the online services report."""
     blind: bool = False
     """It says that something cannot be seen: a person has to look."""
 
@@ -159,6 +161,7 @@ LIMITS: Final = (
         after_s=lambda policy: policy.overlimit_after_s,
         unit="× target",
         words="online latency {value:.2f} × target ≥ {enter:.2f}",
+        latency=True,
     ),
     Limit(
         "clock",
@@ -200,6 +203,7 @@ LIMITS: Final = (
         after_s=lambda policy: policy.unhealthy_after_s,
         unit="× target",
         words="online latency {value:.2f} × target ≥ {enter:.2f}",
+        latency=True,
     ),
     Limit(
         "clock",

@@ -159,6 +159,10 @@ def _any_holds(memory: DeviceMemory, level: Level) -> bool:
     return any(limits.holding(memory.latches, level))
 
 
+def _latency_holds(memory: DeviceMemory) -> bool:
+    return any(limit.latency for limit, _ in limits.holding(memory.latches))
+
+
 def _follow(step: _Step, row: Row) -> None:
     before = step.memory
     cause = causes.cause_of(step.stimulus, row, before, step.policy)
@@ -170,6 +174,8 @@ def _follow(step: _Step, row: Row) -> None:
         facts |= _owing(step)
     if row.effect is Effect.ADMIT:
         facts["calm_owed_ns"] = 0
+    elif row.trigger is Trigger.READ and _latency_holds(before):
+        facts["budget"] = budget.halve(before.budget)
     change = Change(
         time_ns=step.now_ns,
         state=row.next,
@@ -216,14 +222,11 @@ def _tell(step: _Step, before: DeviceMemory) -> None:
 def _apply_law(step: _Step, readings: Readings) -> None:
     """Let the budget follow the sample where the state has one, and begin from nothing where it has none."""
     memory, policy = step.memory, step.policy
-    match memory.condition:
-        case DeviceCondition.HEALTHY:
-            cap = policy.budget_max_permille
-        case DeviceCondition.UNHEALTHY:
-            cap = policy.unhealthy_budget_permille
-        case _:
-            step.learn(budget=budget.freeze(memory.budget, now_ns=readings.now_ns))
-            return
+    if memory.condition not in (DeviceCondition.HEALTHY, DeviceCondition.UNHEALTHY):
+        step.learn(budget=budget.freeze(memory.budget, now_ns=readings.now_ns))
+        return
+    held_back = any(limits.holding(memory.latches))
+    cap = policy.unhealthy_budget_permille if held_back else policy.budget_max_permille
     step.learn(budget=budget.apply(memory.budget, readings, cap_permille=cap, policy=policy))
 
 

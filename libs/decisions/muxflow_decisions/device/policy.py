@@ -67,8 +67,8 @@ class DevicePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # --- how long a reading must stay beyond its limit, so that one noisy sample changes nothing
     unhealthy_after_s: DelayS = 0.3
     """Three samples at 10 Hz."""
-    overlimit_after_s: DelayS = 1.0
-    """NVML's utilization covers up to a second: a burst that is shorter has mostly passed when it shows."""
+    overlimit_after_s: DelayS = 2.0
+    """The budget is at its smallest since the first sample of a burst: freezing adds little, and costs calm."""
     unknown_after_s: DelayS = 1.0
     """Online activity that cannot be read for this long, with an online service present, is unhealthy."""
     forget_after_s: CalmS = 30.0
@@ -110,6 +110,7 @@ class DevicePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     # --- what is left in the states that slow
     unhealthy_budget_permille: Permille = 100
+    """The most while an unhealthy limit holds; once it is clear the law alone decides, and nobody is admitted yet."""
     unknown_budget_permille: Permille = 100
     """While online activity is not known and an online service may be there."""
     trickle_budget_permille: Annotated[int, Meta(ge=0, le=50)] = 50

@@ -42,7 +42,7 @@ class Effect(StrEnum):
     """What else changes."""
 
     ADMIT = "admit, open under the law"
-    SLOW = "admit nobody, open a little"
+    SLOW = "admit nobody, slow what is there"
     FREEZE = "freeze; a saving job trickles"
     FREEZE_HARD = "freeze all"
     HARDEN = "stop the trickle too"
