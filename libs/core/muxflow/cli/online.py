@@ -15,6 +15,8 @@ from muxflow.cli.command import USAGE, CommandError, Session, command
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from muxflow.contracts import DeviceSummary
+
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the online workload.")]
 FileOption = Annotated[
     Path | None,
@@ -73,7 +75,11 @@ async def add(
     if latency_target_ms is not None:
         entry["latency_target_ms"] = latency_target_ms
     path = _file(session, file)
-    _write(path, {**_read(path), name: entry})
+    table = _read(path)
+    taken = [other for other, each in table.items() if other != name and each.get("gpu") in _names_of(found)]
+    if taken:
+        raise CommandError(f"{gpus.place(found)} has {taken[0]} already, and a GPU has one online workload")
+    _write(path, {**table, name: entry})
     if session.as_json:
         output.json({name: entry})
     else:
@@ -114,6 +120,11 @@ def _check(name: str, match: str) -> None:
         re.compile(match)
     except re.error as error:
         raise CommandError(f"--match: {match!r} is no regular expression: {error}", USAGE) from None
+
+
+def _names_of(device: DeviceSummary) -> tuple[object, ...]:
+    """How a table may name a GPU."""
+    return (device.gpu.uuid, device.gpu.index, str(device.gpu.index))
 
 
 def _file(session: Session, given: Path | None) -> Path:

@@ -17,6 +17,8 @@ MAX_BYTES: Final = 16 * 2**20
 """Size at which a log file is put aside; at most twice as much is kept of each program."""
 
 _CALM: Final = ("debug", "info")
+_FAREWELL: Final = "stopped"
+"""What every service of ours logs at its end, whyever it ends."""
 _CALM_OF_SERVER: Final = re.compile(r"^\[\d+\] \S+ \S+ \[(INF|DBG|TRC)\]")
 
 
@@ -61,7 +63,8 @@ def _last_line(log: Path) -> str:
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    said = (line.strip() for line in reversed(lines) if line.strip())
+    return next((line for line in said if _fields(line).get("event") != _FAREWELL), "")
 
 
 def _readable(line: str) -> str:

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from muxflow.contracts import Role
-from muxflow.discovery import ConnectionFile, Credentials, DiscoveryError, find, state_dir
+from muxflow.discovery import (
+    ConnectionFile,
+    Credentials,
+    DiscoveryError,
+    environment_on,
+    find,
+    online_file,
+    state_dir,
+)
 from muxflow.supervisor.state import StateDirectory, StateError
 
 OPERATOR = Credentials(role=Role.OPERATOR, path="credentials/operator.nk", inbox_prefix="_INBOX_operator")
@@ -100,3 +108,20 @@ def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path) -> 
     with pytest.raises(StateError, match="is not empty"), StateDirectory(tmp_path).open_locked():
         pass
     assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_programs_learn_what_they_need_to_be_served_on_a_gpu_of_this_machine(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state")
+    served = {"CUDA_VISIBLE_DEVICES": "GPU-1"}
+    with state.open_locked():
+        connection = ConnectionFile(server="nats://127.0.0.1:1", node="n", credentials=(), devices={"GPU-1": served})
+        state.write_connection(connection)
+    assert environment_on("GPU-1", directory=state.root) == served
+    with pytest.raises(DiscoveryError, match="GPU-2 is not shared by `muxflow up` on this machine, which is node n"):
+        environment_on("GPU-2", directory=state.root)
+    with pytest.raises(DiscoveryError, match="no `muxflow up` has run there"):
+        environment_on("GPU-1", environ={"MUXFLOW_STATE_DIR": str(tmp_path)})
+
+
+def test_online_workloads_are_declared_where_the_monitor_keeps_its_state(tmp_path: Path) -> None:
+    assert online_file(directory=tmp_path) == StateDirectory(tmp_path).own("monitor") / "online.toml"

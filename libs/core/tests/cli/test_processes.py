@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +17,7 @@ import msgspec
 import pytest
 
 from muxflow.supervisor import journal
-from muxflow.supervisor.processes import Keeper, Program, Readiness, free_port, next_delay_s
+from muxflow.supervisor.processes import Keeper, Program, Readiness, StopCommand, free_port, next_delay_s
 from muxflow.supervisor.reports import Ended, Report, Started
 
 DEADLINE_S = 10.0
@@ -218,6 +219,34 @@ async def until_logged(log: Path, line: str) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_a_program_with_a_command_to_stop_it_is_asked_by_that_before_any_signal(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    os.mkfifo(asked)
+    command = StopCommand(argv=("sh", "-c", 'cat >"$ASKED"'), stdin="quit\n")
+    script = "trap 'echo signal' TERM; echo ready; read -r what <\"$ASKED\"; echo $what"
+    async with kept(tmp_path, script, env={"ASKED": str(asked)}, stop_command=command) as one:
+        await until_logged(tmp_path / "it.log", "ready")
+        await one.keeper.stop()
+        assert (tmp_path / "it.log").read_text() == "ready\nquit\n"
+
+
+async def test_a_program_whose_command_cannot_stop_it_gets_the_signal(tmp_path: Path) -> None:
+    command = StopCommand(argv=(str(tmp_path / "missing"),), stdin="")
+    async with kept(tmp_path, "exec sleep 60", stop_command=command) as one:
+        await one.keeper.stop()
+        assert one.keeper.pid is None
+
+
+async def test_a_program_on_a_unix_socket_is_ready_when_it_listens(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    async with kept(tmp_path, "exec sleep 60", readiness=Readiness.SOCKET, socket=path) as one:
+        assert await one.keeper.ready() == f"does not listen on {path} yet"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            assert await one.keeper.ready() is None
+
+
 def test_a_log_that_grows_too_large_is_put_aside_and_written_on(tmp_path: Path) -> None:
     log = tmp_path / "it.log"
     with log.open("ab", buffering=0) as writer:
@@ -229,11 +258,14 @@ def test_a_log_that_grows_too_large_is_put_aside_and_written_on(tmp_path: Path) 
     assert (tmp_path / "it.log.1").read_bytes() == b"old\n" * 100
 
 
-def test_last_words_of_a_json_log_are_its_event_and_error(tmp_path: Path) -> None:
+def test_last_words_of_a_json_log_are_its_event_and_error_and_not_its_farewell(tmp_path: Path) -> None:
     log = tmp_path / "it.log"
     assert journal.last_words(log) == ""
     log.write_text('{"event": "started"}\n{"event": "cannot connect", "error": "refused", "level": "error"}\n\n')
     assert journal.last_words(log) == "cannot connect: refused"
+    with log.open("a") as writer:
+        writer.write('{"event": "stopped", "exit_code": 1, "level": "info"}\n')
+    assert journal.complaint(log) == "cannot connect: refused"
 
 
 def test_following_a_log_gives_complete_lines_across_truncation(tmp_path: Path) -> None:
