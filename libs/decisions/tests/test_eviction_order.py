@@ -50,7 +50,7 @@ def test_nobody_is_evicted_from_a_device_that_is_not_over_its_limit(condition: D
 
 def test_an_overlimit_evicts_when_it_has_lasted() -> None:
     early = look(OrderMemory(), 9.9)
-    assert (early.order, early.look_at_ns) == (None, START + 10 * SECOND)
+    assert early.order is None
     late = look(early.memory, 10)
     assert late.order == Evict(hard=False, cause="online activity 97 % ≥ 90 %; overlimit for 10.0 s", epoch=7, repeat=0)
 
@@ -88,7 +88,6 @@ def test_an_order_is_repeated_with_doubled_waits_while_its_reason_lasts(answer: 
         early = look(memory, at_s + wait_s - 0.1)
         assert early.order is None
         at_s += wait_s
-        assert early.look_at_ns == START + int(at_s * SECOND)
         outcome = look(memory, at_s)
         assert outcome.order is not None
         assert outcome.order.repeat == repeat

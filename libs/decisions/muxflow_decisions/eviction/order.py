@@ -1,7 +1,7 @@
 """The evictor's decision: when all offline attempts are to leave a device.
 
-The evictor looks at each device again and again; `advance` says whether to order now and when to look next. Orders are
-idempotent for the executor, so a repetition does no harm; it only must not come so often that it is a load.
+The evictor looks at each device again and again, and `advance` says whether to order now. Orders are idempotent for the
+executor, so a repetition does no harm; it only must not come so often that it is a load.
 """
 
 from __future__ import annotations
@@ -96,8 +96,6 @@ class OrderOutcome(msgspec.Struct, frozen=True):
 
     memory: OrderMemory
     order: Evict | None = None
-    look_at_ns: int | None = None
-    """When to look again even if nothing is seen to change; None: no need to. Only after a `Look`."""
 
 
 def advance(memory: OrderMemory, stimulus: OrderStimulus, *, now_ns: int, policy: EvictionPolicy) -> OrderOutcome:
@@ -131,7 +129,7 @@ def _look(memory: OrderMemory, sight: Sight, now_ns: int, policy: EvictionPolicy
     if again:
         due_ns = max(due_ns, memory.not_before_ns)
     if now_ns < due_ns:
-        return OrderOutcome(memory, look_at_ns=due_ns)
+        return OrderOutcome(memory)
     orders = memory.orders if again else 0
     order = Evict(hard=_hard(sight), cause=_cause(sight, now_ns - since_ns), epoch=sight.epoch, repeat=orders)
     return OrderOutcome(replace(memory, epoch=sight.epoch, orders=orders + 1, outstanding=True, not_before_ns=0), order)
