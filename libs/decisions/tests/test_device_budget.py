@@ -71,6 +71,18 @@ def test_activity_that_is_not_known_gives_little_and_a_device_without_online_ser
     assert settled(None, online_present=False).budget_permille == LARGEST
 
 
+def test_a_long_offline_kernel_that_hides_the_online_side_for_a_moment_changes_nothing() -> None:
+    memory = settled(0.0)
+    known_ns = memory.at_ns or 0
+    for tick in range(1, 20):
+        memory = apply(memory, sample(known_ns + tick * TICK, None), cap_permille=LARGEST, policy=POLICY)
+    assert memory.budget_permille == LARGEST
+    launched = sample(known_ns + 19 * TICK, None, online_last_launch_age_us=500)
+    assert apply(memory, launched, cap_permille=LARGEST, policy=POLICY).budget_permille == 100
+    late = sample(known_ns + 20 * TICK, None)
+    assert apply(memory, late, cap_permille=LARGEST, policy=POLICY).budget_permille == 100
+
+
 def test_slower_offline_kernels_tell_of_a_neighbour_unless_it_is_known_to_be_idle() -> None:
     assert online_share_pct(sample(activity=20.0, inflation_permille=2000), POLICY) == 50.0
     assert online_share_pct(sample(activity=20.0, inflation_permille=1100), POLICY) == 20.0
@@ -99,8 +111,14 @@ def test_the_window_follows_the_budget_between_its_bounds() -> None:
 
 percents = st.floats(0, 100)
 inflations = st.none() | st.integers(0, 10_000)
+instants = st.none() | st.integers(0, SECOND)
 memories = st.builds(
-    BudgetMemory, budget_permille=st.integers(0, 1000), trim=st.floats(0, 1), at_ns=st.none() | st.integers(0, SECOND)
+    BudgetMemory,
+    budget_permille=st.integers(0, 1000),
+    trim=st.floats(0, 1),
+    held_down=st.booleans(),
+    at_ns=instants,
+    known_ns=instants,
 )
 caps = st.integers(100, LARGEST)
 samples = st.builds(

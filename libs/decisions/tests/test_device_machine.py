@@ -186,12 +186,12 @@ def test_a_lasting_burst_goes_over_the_limit_and_freezes_all_but_what_saves_itse
     [
         ({"slo_ratio": 0.95}, "unhealthy", "online latency 0.95 × target ≥ 0.90 for 0.3 s"),
         ({"slo_ratio": 1.2}, "overlimit", "online latency 1.20 × target ≥ 1.00 for 2.0 s"),
-        ({"temperature_c": 88.0}, "unhealthy", "88 °C ≥ 87 °C for 0.3 s"),
+        ({"temperature_c": 88.0}, "unhealthy", "88 °C ≥ 87 °C for 1.5 s"),
         ({"temperature_c": 95.0}, "overlimit", "95 °C ≥ 93 °C for 2.0 s"),
         (
             {"sm_clock_mhz": 954, "online_activity_pct": 20.0},
             "unhealthy",
-            "SM clock 60 % of its maximum ≤ 65 % for 0.3 s",
+            "SM clock 60 % of its maximum ≤ 65 % for 1.5 s",
         ),
         (
             {"sm_clock_mhz": 636, "online_activity_pct": 20.0},
@@ -243,10 +243,31 @@ def test_a_soft_overlimit_becomes_hard_and_keeps_its_beginning() -> None:
 @pytest.mark.parametrize("present", [True, None])
 def test_activity_that_cannot_be_known_is_unhealthy_and_says_so(present: bool | None) -> None:
     device = healthy()
-    assert device.read(1.5, online_activity_pct=None, online_present=present) is DeviceCondition.UNHEALTHY
+    assert device.read(1.9, online_activity_pct=None, online_present=present) is DeviceCondition.HEALTHY
+    assert device.read(0.3, online_activity_pct=None, online_present=present) is DeviceCondition.UNHEALTHY
     assert "online activity is not known" in device.told[-1].cause
     assert [alert.severity for alert in device.alerts] == ["warning"]
     assert device.memory.gate.budget_permille <= POLICY.unknown_budget_permille
+
+
+def test_what_comes_and_goes_is_not_told_each_time() -> None:
+    device = healthy()
+    for _ in range(5):
+        device.read(3.0, online_activity_pct=None)
+        device.read(3.0)
+    assert len(device.alerts) == 1
+    device.read(POLICY.recent_s)
+    device.read(3.0, online_activity_pct=None)
+    assert len(device.alerts) == 2
+
+
+def test_a_reading_that_is_taken_at_every_fifth_look_may_be_wrong_once() -> None:
+    device = healthy()
+    device.read(0.5, sm_clock_mhz=300, online_activity_pct=20.0)
+    device.read(1.0, online_activity_pct=20.0)
+    device.read(0.5, temperature_c=99.0)
+    device.read(1.0)
+    assert device.path == []
 
 
 def test_without_an_online_service_no_activity_has_to_be_known() -> None:

@@ -8,7 +8,8 @@ The sample at hand gives an estimate a of d (`attribution`) that is late (NVML's
 the smallest (a at least `activity_full_pct`). As a does not depend on the budget there is no loop through it, and no
 gain at which it would oscillate. Offline kernels that take longer than their own baseline tell of a neighbour before
 NVML does: 1 − 1/inflation of the device is somebody else's. They are believed unless the online side is known to be
-idle, since a job also slows itself down (clocks, its own streams).
+idle, since a job also slows itself down (clocks, its own streams). While activity is not known the budget stays as it was for
+a moment, unless the beacon tells of online launches, and is small after that.
 
 **Trim.** Reports of the online services' latency depend on the budget, so here is a loop: the trim m, a factor between
 0 and 1 on the budget, follows dm/dt = g (aim − ratio). Near the aim, a change of the budget by its whole range moves
@@ -39,6 +40,7 @@ from muxflow_decisions.device.policy import DevicePolicy
 from muxflow_decisions.device.readings import Readings
 
 _SECOND_NS: Final = 1_000_000_000
+_JUST_LAUNCHED_US: Final = 100_000
 _LONGEST_STEP_S: Final = 1.0
 """Time between two samples that is acted on: more says that the sampling stood still, not that it was calm."""
 
@@ -53,6 +55,8 @@ class BudgetMemory(msgspec.Struct, frozen=True, kw_only=True):
     """What was given is smaller than the law wanted it: the latency says nothing about a larger budget then."""
     at_ns: int | None = None
     """When the law was last applied; None: never."""
+    known_ns: int | None = None
+    """When the online side's activity was last known; None: never."""
 
 
 def apply(memory: BudgetMemory, readings: Readings, *, cap_permille: int, policy: DevicePolicy) -> BudgetMemory:
@@ -64,10 +68,15 @@ def apply(memory: BudgetMemory, readings: Readings, *, cap_permille: int, policy
     if memory.at_ns is not None:
         elapsed_s = min(max(readings.now_ns - memory.at_ns, 0) / _SECOND_NS, _LONGEST_STEP_S)
     trim = _trimmed(memory, readings.slo_ratio, elapsed_s, policy)
-    wanted = _wanted_permille(readings, trim, policy)
+    wanted = _wanted_permille(memory, readings, trim, policy)
     budget = _approached(memory.budget_permille, wanted, elapsed_s, cap_permille, policy)
-    held_down = budget <= wanted - policy.budget_band_permille
-    return BudgetMemory(budget_permille=budget, trim=trim, held_down=held_down, at_ns=readings.now_ns)
+    return BudgetMemory(
+        budget_permille=budget,
+        trim=trim,
+        held_down=budget <= wanted - policy.budget_band_permille,
+        at_ns=readings.now_ns,
+        known_ns=memory.known_ns if online_share_pct(readings, policy) is None else readings.now_ns,
+    )
 
 
 def freeze(memory: BudgetMemory, *, now_ns: int) -> BudgetMemory:
@@ -97,16 +106,28 @@ def online_share_pct(readings: Readings, policy: DevicePolicy) -> float | None:
     return max(activity, 100.0 * (1.0 - 1000.0 / inflation))
 
 
-def _wanted_permille(readings: Readings, trim: float, policy: DevicePolicy) -> int:
+def _wanted_permille(memory: BudgetMemory, readings: Readings, trim: float, policy: DevicePolicy) -> int:
     low, high = policy.budget_min_permille, policy.budget_max_permille
     share = online_share_pct(readings, policy)
     if share is None:
+        if _hidden_for_a_moment(memory, readings, policy):
+            return memory.budget_permille
         fed_forward = float(min(policy.unknown_budget_permille, high))
     else:
         quiet, full = policy.activity_quiet_pct, policy.activity_full_pct
         idle = min(max((full - share) / (full - quiet), 0.0), 1.0)
         fed_forward = low + idle * (high - low)
     return max(int(fed_forward * trim), low)
+
+
+def _hidden_for_a_moment(memory: BudgetMemory, readings: Readings, policy: DevicePolicy) -> bool:
+    """Whether activity was known just now and nothing speaks against it: a kernel longer than the meter's period hides
+    the online side while it runs. The budget then stays as it is.
+    """
+    age_us = readings.online_last_launch_age_us
+    if memory.known_ns is None or (age_us is not None and age_us < _JUST_LAUNCHED_US):
+        return False
+    return readings.now_ns - memory.known_ns < policy.unknown_after_s * _SECOND_NS
 
 
 def _trimmed(memory: BudgetMemory, ratio: float | None, elapsed_s: float, policy: DevicePolicy) -> float:

@@ -9,6 +9,9 @@ import msgspec
 from muxflow.contracts import DeviceCondition
 from muxflow_decisions.device.gate import Gate
 
+Severity = Literal["info", "warning", "critical"]
+"""As in `DeviceAlert.severity`."""
+
 
 class SetGate(msgspec.Struct, frozen=True, kw_only=True):
     """Write this gate to the device page, with the epoch. Given only when the word changes."""
@@ -36,7 +39,7 @@ class Tell(msgspec.Struct, frozen=True, kw_only=True):
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """The device needs a person: publish `DeviceAlert`."""
 
-    severity: Literal["info", "warning", "critical"]
+    severity: Severity
     message: str
 
 

@@ -211,7 +211,7 @@ LIMITS: Final = (
         _clock,
         enter=lambda policy: policy.clock_unhealthy_pct,
         leave=lambda policy: policy.clock_unhealthy_clear_pct,
-        after_s=lambda policy: policy.unhealthy_after_s,
+        after_s=lambda policy: policy.slow_after_s,
         unit="% of maximum",
         words="SM clock {value:.0f} % of its maximum ≤ {enter:.0f} %",
         below=True,
@@ -222,7 +222,7 @@ LIMITS: Final = (
         _temperature,
         enter=lambda policy: policy.temperature_unhealthy_c,
         leave=lambda policy: policy.temperature_unhealthy_clear_c,
-        after_s=lambda policy: policy.unhealthy_after_s,
+        after_s=lambda policy: policy.slow_after_s,
         unit="°C",
         words="{value:.0f} °C ≥ {enter:.0f} °C",
     ),
@@ -297,6 +297,8 @@ def _latched(
 
 def holding(latches: Mapping[str, Latch], level: Level | None = None) -> Iterator[tuple[Limit, Latch]]:
     """Go through the limits that hold, of one level or of all, the gravest first."""
+    if not latches:  # nearly always, and asked several times a sample
+        return
     for limit in LIMITS:
         latch = latches.get(limit.key)
         if latch is not None and latch.held and level in (None, limit.level):

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from muxflow.contracts import DeviceCondition
 from muxflow_decisions.device import budget, causes, limits, stimuli
 from muxflow_decisions.device.gate import FROZEN, Gate, GateState
-from muxflow_decisions.device.instructions import Alert, Instruction, SetGate, Tell
+from muxflow_decisions.device.instructions import Alert, Instruction, SetGate, Severity, Tell
 from muxflow_decisions.device.limits import Level
 from muxflow_decisions.device.memory import STORY_LENGTH, Change, DeviceMemory, Outcome
 from muxflow_decisions.device.policy import DevicePolicy
@@ -87,7 +87,7 @@ class _Step:
         if changed != self.memory:
             self.memory = changed
 
-    def alert(self, severity: Any, message: str) -> None:
+    def alert(self, severity: Severity, message: str) -> None:
         self.instructions.append(Alert(severity=severity, message=message))
 
 
@@ -106,10 +106,18 @@ def _take_in(step: _Step, readings: Readings) -> None:
     elif gap or calm_ns is None:
         calm_ns = readings.now_ns
     step.learn(latches=latches, read_ns=readings.now_ns, calm_ns=calm_ns)
-    known_before = dict(limits.holding(memory.latches))
-    for limit, latch in limits.holding(latches):
-        if limit.blind and limit not in known_before:
-            step.alert("warning", f"{latch.words}: offline work is slowed and not admitted")
+    _tell_of_blindness(step, readings.now_ns)
+
+
+def _tell_of_blindness(step: _Step, now_ns: int) -> None:
+    """Have a person look when something cannot be seen, but not each time that it comes and goes."""
+    told_ns = step.memory.blind_ns
+    if told_ns is not None and now_ns - told_ns < step.policy.recent_s * _SECOND_NS:
+        return
+    words = [latch.words for limit, latch in limits.holding(step.memory.latches) if limit.blind]
+    if words:
+        step.learn(blind_ns=now_ns)
+        step.alert("warning", f"{'; '.join(words)}: offline work is slowed and not admitted")
 
 
 def _take_in_fault(step: _Step, fault: Fault) -> None:

@@ -52,6 +52,8 @@ class DeviceMemory(msgspec.Struct, frozen=True, kw_only=True):
     """When it recently went into Overlimit."""
     lost: bool = False
     """The GPU does not answer."""
+    blind_ns: int | None = None
+    """When somebody was last told that something cannot be seen; None: never."""
     latches: dict[str, Latch] = {}
     """Limits that hold or are on their way to it, by `Limit.key`."""
     budget: BudgetMemory = BudgetMemory()

@@ -69,8 +69,11 @@ class DevicePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Three samples at 10 Hz."""
     overlimit_after_s: DelayS = 2.0
     """The budget is at its smallest since the first sample of a burst: freezing adds little, and costs calm."""
-    unknown_after_s: DelayS = 1.0
-    """Online activity that cannot be read for this long, with an online service present, is unhealthy."""
+    slow_after_s: DelayS = 1.5
+    """For clock and temperature to be unhealthy: they are read at every fifth look, so this is three readings."""
+    unknown_after_s: DelayS = 2.0
+    """Online activity that cannot be read for this long, with an online service present, is unhealthy: long offline
+    kernels hide it for a moment."""
     forget_after_s: CalmS = 30.0
     """A limit whose reading has been gone for this long no longer holds: the service that reported it has left."""
 
