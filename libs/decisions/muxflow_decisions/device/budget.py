@@ -8,8 +8,8 @@ The sample at hand gives an estimate a of d (`attribution`) that is late (NVML's
 the smallest (a at least `activity_full_pct`). As a does not depend on the budget there is no loop through it, and no
 gain at which it would oscillate. Offline kernels that take longer than their own baseline tell of a neighbour before
 NVML does: 1 − 1/inflation of the device is somebody else's. They are believed unless the online side is known to be
-idle, since a job also slows itself down (clocks, its own streams). While activity is not known the budget stays as it was for
-a moment, unless the beacon tells of online launches, and is small after that.
+idle, since a job also slows itself down (clocks, its own streams). While activity is not known the budget stays as it
+was for a moment, unless the beacon tells of online launches, and is small after that.
 
 **Trim.** Reports of the online services' latency depend on the budget, so here is a loop: the trim m, a factor between
 0 and 1 on the budget, follows dm/dt = g (aim − ratio). Near the aim, a change of the budget by its whole range moves
