@@ -21,9 +21,9 @@ A latency that has crossed a limit of the state machine halves it, for the integ
 budget, and miss the target again and again.
 
 **Down at once, up measured.** A smaller budget applies immediately, a larger one is approached at
-`budget_rise_permille_per_s`, whatever the reason: after a burst the whole capacity is back within a second, of which
-NVML's own delay is the larger part. What is wanted within `budget_band_permille` of what is there changes nothing, so
-that noise does not reach the gate; only the largest budget is always reached.
+`budget_rise_permille_per_s`, whatever the reason: after a burst the idle capacity is back within half a second and the
+meter's own delay. What is wanted within `budget_band_permille` of what is there changes nothing, so that noise does not
+reach the gate; only the largest and the smallest budget are always reached.
 
 **The window** follows the budget linearly between its bounds: a small budget means that the online side is active, and
 then little may be queued in front of it.
