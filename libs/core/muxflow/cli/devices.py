@@ -99,10 +99,14 @@ def _now(device: DeviceSummary) -> list[tuple[str, output.Cell]]:
         pairs.append(("because", device.cause))
     if (again := _healthy_again(device)) is not None:
         pairs.append(("healthy again", again))
-    pairs.append(
-        ("new jobs", f"none: {device.closed}" if device.closed else "welcome" if device.job is None else "full")
-    )
+    pairs.append(("new jobs", _new_jobs(device)))
     return pairs
+
+
+def _new_jobs(device: DeviceSummary) -> str:
+    if device.closed:
+        return f"none: {device.closed}"
+    return "welcome" if device.job is None else f"once {device.tenant}/{device.job} has left"
 
 
 def _healthy_again(device: DeviceSummary) -> str | None:
@@ -154,7 +158,7 @@ def _readings(device: DeviceSummary) -> list[tuple[str, output.Cell]]:
         ("SM clock", f"{sample.sm_clock_mhz} MHz" if sample.sm_clock_mhz is not None else None),
         ("power", f"{sample.power_w:.0f} W" if sample.power_w is not None else None),
         ("temperature", f"{sample.temperature_c:.0f} °C" if sample.temperature_c is not None else None),
-        ("throttled", f"reasons {sample.throttle_reasons:#x}" if sample.throttle_reasons else None),
+        ("throttled", readings.throttled(sample.throttle_reasons)),
         ("readings", readings.stale(device) or f"{age(device.sampled_ns)} old"),
     )
     return [(name, value) for name, value in known if value is not None]

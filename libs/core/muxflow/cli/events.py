@@ -1,4 +1,4 @@
-"""``events`` and ``alerts``: what happens on the bus."""
+"""``events``: what happens on the bus."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ SinceOption = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add these commands."""
+    """Add this command."""
     command(app, "muxflow events jobs --follow", "muxflow events runs.exited --since 15m --json")(events)
-    command(app, "muxflow alerts --since 1d", "muxflow alerts --follow --json")(alerts)
 
 
 async def events(
@@ -53,18 +52,6 @@ async def events(
     since: SinceOption = None,
 ) -> None:
     """Print events, oldest first."""
-    await _print(session, subject, follow=follow, since=since)
-
-
-async def alerts(session: Session, *, follow: FollowOption = False, since: SinceOption = None) -> None:
-    """Print alerts, oldest first: evictions, devices and online services that need a look.
-
-    They come from GPUs that are watched. For jobs that failed see `muxflow events jobs.failed`.
-    """
-    await _print(session, "alerts", follow=follow, since=since)
-
-
-async def _print(session: Session, subject: str, *, follow: bool, since: float | None) -> None:
     history_s = since if since is not None or follow else HISTORY_S
     seen = False
     async with session.connect() as client:
@@ -78,14 +65,20 @@ async def _print(session: Session, subject: str, *, follow: bool, since: float |
         output.line(f"none in the last {duration(history_s or 0)}")
 
 
+def when(received: Received, *, clock: bool) -> str:
+    """Say when something happened: by the clock, or how long ago."""
+    return time.strftime("%H:%M:%S", time.localtime(received.time_ns / 1e9)) if clock else age(received.time_ns)
+
+
 def _line(received: Received, *, clock: bool) -> str:
-    when = time.strftime("%H:%M:%S", time.localtime(received.time_ns / 1e9)) if clock else age(received.time_ns)
     names = "/".join(received.names.values())
-    return output.fitting(f"{when:>8}  {received.kind:<16}  {names}  {_details(received)}".rstrip())
+    return output.fitting(
+        f"{when(received, clock=clock):>8}  {received.kind:<16}  {names}  {_details(received)}".rstrip()
+    )
 
 
 def _details(received: Received) -> str:
-    """Say what the subject does not say, without what every event has."""
+    """Say what the subject does not say, without what every event has, and without what is not known."""
     fields = msgspec.to_builtins(received.event)
     told = {"id", "source", "time_ns", *received.names}
     parts = (f"{key}={_value(value)}" for key, value in fields.items() if key not in told and value not in (None, ""))
@@ -93,4 +86,10 @@ def _details(received: Received) -> str:
 
 
 def _value(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+    return msgspec.json.encode(_known(value)).decode()
+
+
+def _known(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _known(inner) for key, inner in value.items() if inner is not None}
+    return [_known(inner) for inner in value] if isinstance(value, list) else value

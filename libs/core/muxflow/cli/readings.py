@@ -14,6 +14,16 @@ STALE_S: Final = 5.0
 """Telemetry comes once a second; readings that are older say that something is away."""
 
 UNKNOWN: Final = "-"
+
+_THROTTLED: Final = {
+    0x2: "set clocks",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "too hot (driver)",
+    0x40: "too hot (hardware)",
+    0x80: "power brake",
+}
+"""NVML's reasons for a lower clock (nvml.h, nvmlClocksEventReason…), without 0x1: nothing wants a higher one."""
 _GIB: Final = 2**30
 
 
@@ -76,3 +86,9 @@ def stale(device: DeviceSummary, now_ns: int | None = None) -> str | None:
         return None
     age_s = ((time.time_ns() if now_ns is None else now_ns) - device.sampled_ns) / 1e9
     return f"no readings for {duration(age_s)}" if age_s > STALE_S else None
+
+
+def throttled(reasons: int | None) -> str | None:
+    """Say why the clock is lower than it could be; None if it is not, or nobody knows."""
+    words = [word for bit, word in _THROTTLED.items() if (reasons or 0) & bit]
+    return ", ".join(words) or None

@@ -44,7 +44,7 @@ def program(gpu: Gpu, present: Present, log: Path) -> Program:
         argv=(found, "-f"),
         env={**present.env, **client(gpu, present), "CUDA_MPS_LOG_DIRECTORY": str(logs)},
         socket=pipes / "control",
-        readiness=Readiness.SOCKET,
+        readiness=Readiness.MPS,
         log=log,
         stop_command=StopCommand(argv=(found,), stdin=_QUIT),
     )

@@ -43,8 +43,8 @@ class Readiness(StrEnum):
     """It answers 200 on ``/readyz`` of its port."""
     NATS = "nats"
     """It greets as NATS servers do."""
-    SOCKET = "socket"
-    """It listens on its Unix socket."""
+    MPS = "mps"
+    """It listens on its Unix socket for packets, as MPS control daemons do."""
 
 
 class StopCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,7 +252,7 @@ def _describe(code: int) -> str:
 
 
 async def _probe(program: Program) -> str | None:
-    if program.readiness is Readiness.SOCKET:
+    if program.readiness is Readiness.MPS:
         return None if program.socket and await _listens(program.socket) else f"does not listen on {program.socket} yet"
     silent = f"does not answer on port {program.port} yet"
     if program.readiness is Readiness.NATS:
@@ -265,9 +265,9 @@ async def _probe(program: Program) -> str | None:
 
 
 async def _listens(path: Path) -> bool:
-    try:
-        _, writer = await asyncio.open_unix_connection(path)
-    except OSError:
-        return False
-    writer.close()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as asking:
+        try:
+            await asyncio.get_running_loop().sock_connect(asking, str(path))
+        except OSError:
+            return False
     return True

@@ -237,11 +237,11 @@ async def test_a_program_whose_command_cannot_stop_it_gets_the_signal(tmp_path: 
         assert one.keeper.pid is None
 
 
-async def test_a_program_on_a_unix_socket_is_ready_when_it_listens(tmp_path: Path) -> None:
+async def test_a_control_daemon_is_ready_when_it_listens_for_packets(tmp_path: Path) -> None:
     path = tmp_path / "control"
-    async with kept(tmp_path, "exec sleep 60", readiness=Readiness.SOCKET, socket=path) as one:
+    async with kept(tmp_path, "exec sleep 60", readiness=Readiness.MPS, socket=path) as one:
         assert await one.keeper.ready() == f"does not listen on {path} yet"
-        with socket.socket(socket.AF_UNIX) as listener:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(str(path))
             listener.listen()
             assert await one.keeper.ready() is None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rich.text import Text
 
 from muxflow.cli import gpus, readings
 from muxflow.cli.ages import age
+from muxflow.cli.alerts import in_words
 from muxflow.cli.output import style_of
-from muxflow.contracts import DeviceCondition, DeviceSummary, EvictionAlert, OnlineAlert
+from muxflow.contracts import DeviceCondition, DeviceSummary
 
 if TYPE_CHECKING:
     from muxflow.cli.top.board import Board, Recent
@@ -202,19 +203,10 @@ def _lately(board: Board, devices: Sequence[DeviceSummary], name: Namer, now_ns:
     return [_happening(each, known, now_ns) for each in board.recent(now_ns)]
 
 
-def _happening(recent: Recent, known: dict[str, str], now_ns: int) -> _Told:
-    alert = recent.alert
-    when = f"{age(recent.time_ns, now_ns):>6} ago  "
-    where = known.get(alert.gpu) or gpus.told(alert.gpu, known) if alert.gpu else alert.node
-    if isinstance(alert, EvictionAlert):
-        took = "going" if alert.total_ms is None else f"gone in {alert.total_ms:.0f} ms"
-        whom = f" for {alert.workload}" if alert.workload else ""
-        job = (f"{alert.tenant}/{alert.job}#{alert.attempt}", "yellow")
-        return _Told(Text.assemble(when, job), f" evicted from {where}{whom}, {took}: {alert.cause}")
-    if isinstance(alert, OnlineAlert):
-        return _Told(Text.assemble(when, (alert.workload, "red")), f" on {where}: {alert.message}")
-    colour = "red" if alert.severity == "critical" else "yellow"
-    return _Told(Text.assemble(when, (where, colour)), f" {alert.message}")
+def _happening(recent: Recent, known: Mapping[str, str], now_ns: int) -> _Told:
+    words = in_words(recent.alert, known)
+    begin = Text.assemble(f"{age(recent.time_ns, now_ns):>6} ago  ", (words.who, "red" if words.grave else "yellow"))
+    return _Told(begin, f" {words.what}")
 
 
 def _count(number: int, what: str) -> str:
