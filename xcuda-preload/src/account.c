@@ -1,0 +1,62 @@
+#include "account.h"
+
+#include <pthread.h>
+
+#include "budget.h"
+#include "job.h"
+
+struct account account;
+static struct budget budget;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+void account_lock(void) {
+    pthread_mutex_lock(&lock);
+}
+
+void account_unlock(void) {
+    pthread_mutex_unlock(&lock);
+}
+
+bool account_reserve(int64_t wanted_ns, int64_t window_ns) {
+    int64_t used_ns = atomic_fetch_add(&account.window_used_ns, wanted_ns);
+    if (used_ns <= 0 || used_ns + wanted_ns <= window_ns)
+        return true;
+    account_unreserve(wanted_ns);
+    return false;
+}
+
+void account_unreserve(int64_t reserved_ns) {
+    atomic_fetch_sub(&account.window_used_ns, reserved_ns);
+}
+
+bool account_out_of_turn(int64_t now_ns, int64_t since_ns) {
+    int64_t last_ns = atomic_load(&account.progress_ns);
+    if (now_ns - last_ns < ACCOUNT_PATIENCE_NS || now_ns - since_ns < ACCOUNT_PATIENCE_NS)
+        return false;
+    return atomic_compare_exchange_strong(&account.progress_ns, &last_ns, now_ns);
+}
+
+int64_t account_budget_wait_ns(int64_t now_ns, uint32_t permille) {
+    if (permille >= 1000)
+        return 0;
+    int64_t others_ns = job_spent_by_others_ns(now_ns);
+    account_lock();
+    int64_t spent_ns = (int64_t)account.busy_ns + account.charged_ns + others_ns;
+    budget_bring(&budget, now_ns, spent_ns, permille);
+    int64_t wait_ns = budget_wait_ns(&budget, permille);
+    account_unlock();
+    return wait_ns;
+}
+
+void account_charge(int64_t charge_ns) {
+    account_lock();
+    account.charged_ns += charge_ns;
+    account_unlock();
+    job_publish();
+}
+
+void account_forget_all(void) {
+    pthread_mutex_init(&lock, NULL);
+    account = (struct account){.busy_ns = 0};
+    budget = (struct budget){.at_ns = 0};
+}

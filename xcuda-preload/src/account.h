@@ -1,0 +1,54 @@
+/* The account of a process: what is in flight, held against the window, and what was spent, held
+ * against the budget. */
+#ifndef XCUDA_ACCOUNT_H
+#define XCUDA_ACCOUNT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "timeline.h"
+
+/* When nothing completes for so long although the gate is open, a launch may go out of turn: what
+ * is in flight may be waiting for it. */
+#define ACCOUNT_PATIENCE_NS INT64_C(100000000)
+
+/* Sums since the process began, and what is in flight. Under the lock, except where said. */
+struct account {
+    _Atomic int64_t window_used_ns; /* granted, and not known to be complete; no lock */
+    _Atomic int64_t progress_ns;   /* when something last completed, or went out of turn; no lock */
+    _Atomic uint64_t throttled_ns; /* no lock */
+    _Atomic uint64_t frozen_ns;    /* no lock */
+    uint64_t launches;             /* in closed groups */
+    uint64_t busy_ns;              /* measured */
+    int64_t charged_ns;            /* charged to the budget for what is in flight */
+    int64_t in_flight_ns;          /* expected, in closed groups */
+    uint32_t in_flight;            /* launches in closed groups */
+    struct timeline timeline;
+};
+
+extern struct account account;
+
+void account_lock(void);
+void account_unlock(void);
+
+/* Takes so much of the window. False if it is too full, which it never is when it is empty: one
+ * launch longer than the window is the floor. */
+bool account_reserve(int64_t wanted_ns, int64_t window_ns);
+
+void account_unreserve(int64_t reserved_ns);
+
+/* Whether a launch may go out of turn now; if so, it is its turn no more. `since_ns`: when the
+ * gate opened, or the waiting began. */
+bool account_out_of_turn(int64_t now_ns, int64_t since_ns);
+
+/* Wall time to wait until the budget allows a launch; 0: now. Reads what other processes of the job
+ * have spent (job.h). INT64_MAX: never. */
+int64_t account_budget_wait_ns(int64_t now_ns, uint32_t permille);
+
+/* Charges in advance what is about to be launched, so that other processes see it. */
+void account_charge(int64_t charge_ns);
+
+void account_forget_all(void);
+
+#endif

@@ -1,0 +1,100 @@
+#include "capture.h"
+
+#include <pthread.h>
+
+#include "clock.h"
+#include "driver.h"
+#include "group.h"
+#include "job.h"
+#include "launch.h"
+
+/* Captures that have begun and not ended. One that ends unseen (its stream is destroyed) leaves the
+ * count too high: then launches cost a little more, and that is all. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static unsigned captures;
+
+static void count(int change) {
+    pthread_mutex_lock(&lock);
+    captures += (unsigned)change;
+    if (captures > 0)
+        atomic_fetch_or(&attention, ATTENTION_CAPTURE);
+    else
+        atomic_fetch_and(&attention, ~(uint32_t)ATTENTION_CAPTURE);
+    pthread_mutex_unlock(&lock);
+}
+
+static bool is_captured(CUstream stream) {
+    int status = CU_STREAM_CAPTURE_STATUS_NONE;
+    return driver.stream_is_capturing(stream, &status) == CUDA_SUCCESS &&
+           status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+/* Closes the open group while its stream may still be marked. */
+static void close_in(struct lane *lane, void *stream) {
+    bool same = atomic_load_explicit(&lane->stream, memory_order_relaxed) == (CUstream)stream;
+    bool own = atomic_load_explicit(&lane->owner, memory_order_relaxed) == &self;
+    if (same && lane->open && (own || (CUstream)stream != CU_STREAM_PER_THREAD))
+        group_close(lane, clock_now_ns());
+}
+
+/* From here on nobody looks at a stream without asking first; who was looking has finished when
+ * his lane can be held. */
+void begin_enter(CUstream stream) {
+    if (!launch_gated())
+        return;
+    count(1);
+    int mode = capture_relax();
+    if (!is_captured(stream))
+        lane_each(close_in, stream, true);
+    capture_restore(mode);
+}
+
+CUresult begin_leave(CUstream stream, enum hook_index hook, CUresult result) {
+    (void)stream;
+    if (!launch_gated())
+        return result;
+    if (result != CUDA_SUCCESS)
+        count(-1);
+    job_note_result(hook, result);
+    return result;
+}
+
+/* The end of a capture is told by the stream: the call can fail and end it all the same. */
+static _Thread_local bool was_captured;
+
+void end_enter(CUstream stream) {
+    was_captured = launch_gated() && is_captured(stream);
+}
+
+CUresult end_leave(CUstream stream, enum hook_index hook, CUresult result) {
+    if (was_captured && !is_captured(stream))
+        count(-1);
+    job_note_result(hook, result);
+    return result;
+}
+
+/* An error is the driver's way to say that a capture elsewhere forbids this stream: it will refuse
+ * the launch, too. */
+bool capture_covers(CUstream stream) {
+    int status = CU_STREAM_CAPTURE_STATUS_NONE;
+    return driver.stream_is_capturing(stream, &status) != CUDA_SUCCESS ||
+           status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
+
+int capture_relax(void) {
+    int mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    if (capture_any())
+        driver.exchange_capture_mode(&mode);
+    return mode;
+}
+
+void capture_restore(int mode) {
+    if (mode != CU_STREAM_CAPTURE_MODE_RELAXED)
+        driver.exchange_capture_mode(&mode);
+}
+
+void capture_forget_all(void) {
+    pthread_mutex_init(&lock, NULL);
+    captures = 0;
+    atomic_fetch_and(&attention, ~(uint32_t)ATTENTION_CAPTURE);
+}

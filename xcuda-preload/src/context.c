@@ -1,0 +1,104 @@
+#include "context.h"
+
+#include <string.h>
+
+#include "account.h"
+#include "driver.h"
+
+/* Elapsed times are floats in milliseconds, good for a microsecond up to some seconds: then the
+ * reference moves on. */
+#define REFERENCE_LIFE_NS INT64_C(4000000000)
+
+static struct context contexts[CONTEXTS];
+static unsigned known;
+
+struct context *context_of(CUcontext handle) {
+    struct context *free = NULL;
+    for (unsigned i = 0; i < CONTEXTS; i++) {
+        if (contexts[i].handle == handle)
+            return &contexts[i];
+        if (contexts[i].handle == NULL && free == NULL)
+            free = &contexts[i];
+    }
+    if (free != NULL) {
+        *free = (struct context){.handle = handle};
+        known++;
+    }
+    return free;
+}
+
+void context_forget(CUcontext handle) {
+    for (unsigned i = 0; i < CONTEXTS; i++) {
+        if (handle != NULL && contexts[i].handle == handle) {
+            contexts[i] = (struct context){.handle = NULL};
+            known--;
+        }
+    }
+}
+
+void context_each(void (*visit)(CUcontext handle)) {
+    for (unsigned i = 0; i < CONTEXTS; i++) {
+        account_lock();
+        CUcontext handle = contexts[i].handle;
+        account_unlock();
+        if (handle != NULL)
+            visit(handle);
+    }
+}
+
+void context_forget_all(void) {
+    memset(contexts, 0, sizeof contexts);
+    known = 0;
+}
+
+bool context_several(void) {
+    return known > 1;
+}
+
+CUevent context_take_event(struct context *context) {
+    if (context->spares > 0)
+        return context->spare[--context->spares];
+    CUevent event = NULL;
+    return driver.event_create(&event, CU_EVENT_DEFAULT) == CUDA_SUCCESS ? event : NULL;
+}
+
+/* More spares than lanes ever have in flight are not kept, and not destroyed either: so many can
+ * only come from streams by the hundred, which will want them again. */
+void context_give_event(struct context *context, CUevent event) {
+    if (event != NULL && context->spares < CONTEXT_SPARE_EVENTS)
+        context->spare[context->spares++] = event;
+}
+
+int64_t context_between_ns(CUevent start, CUevent end) {
+    float milliseconds;
+    if (driver.event_elapsed(&milliseconds, start, end) != CUDA_SUCCESS)
+        return -1;
+    return (int64_t)((double)milliseconds * 1e6);
+}
+
+int64_t context_when(struct context *context, CUevent event, int64_t now_ns) {
+    if (context->reference == NULL) {
+        context->reference = event;
+        context->reference_ns = now_ns;
+        return now_ns;
+    }
+    float milliseconds;
+    if (driver.event_elapsed(&milliseconds, context->reference, event) != CUDA_SUCCESS) {
+        context_give_event(context, event);
+        return now_ns;
+    }
+    int64_t since_ns = (int64_t)((double)milliseconds * 1e6);
+    int64_t when_ns = context->reference_ns + since_ns;
+    if (when_ns > now_ns) { /* it has happened: the reference was put too late */
+        context->reference_ns -= when_ns - now_ns;
+        when_ns = now_ns;
+    }
+    if (since_ns < REFERENCE_LIFE_NS) {
+        context_give_event(context, event);
+    } else {
+        context_give_event(context, context->reference);
+        context->reference = event;
+        context->reference_ns = when_ns;
+    }
+    return when_ns;
+}

@@ -1,0 +1,62 @@
+#include "drain.h"
+
+#include "account.h"
+#include "capture.h"
+#include "clock.h"
+#include "context.h"
+#include "driver.h"
+#include "gate.h"
+#include "group.h"
+#include "lane.h"
+#include "log.h"
+
+/* The driver ends what is still in flight at exit, as it does without us; so long one may hope that
+ * it ends by itself. */
+#define EXIT_PATIENCE_NS INT64_C(2000000000)
+
+/* Whoever holds a lane after the gate is closed knows that its last launch is with the driver. */
+static void pass(struct lane *lane, void *context) {
+    (void)lane;
+    (void)context;
+}
+
+/* The contexts in which something was launched, one after the other. */
+static void synchronize_each(CUcontext context) {
+    if (driver.ctx_set_current(context) == CUDA_SUCCESS)
+        driver.ctx_synchronize();
+}
+
+void drain_for_good(void) {
+    atomic_fetch_or(&attention, ATTENTION_CLOSED);
+    lane_each(pass, NULL, true);
+    int mode = capture_relax();
+    context_each(synchronize_each);
+    capture_restore(mode);
+}
+
+struct look {
+    int64_t now_ns;
+    bool busy;
+};
+
+static void look_at(struct lane *lane, void *context) {
+    struct look *look = context;
+    group_poll(lane, look->now_ns);
+    if (lane->count == 0)
+        group_ask_if_quiet(lane, look->now_ns);
+    look->busy |= lane->open || lane->count > 0;
+}
+
+static bool something_in_flight(void) {
+    struct look look = {.now_ns = clock_now_ns()};
+    lane_each(look_at, &look, false);
+    return look.busy;
+}
+
+void drain_at_exit(void) {
+    int64_t until_ns = clock_now_ns() + EXIT_PATIENCE_NS;
+    int mode = capture_relax();
+    while (!capture_any() && something_in_flight() && clock_now_ns() < until_ns)
+        clock_doze(200000);
+    capture_restore(mode);
+}

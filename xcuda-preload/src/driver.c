@@ -1,0 +1,112 @@
+#include "driver.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "symbols.h"
+
+struct driver driver;
+
+/* Answers for every function that the driver lacks, whatever its arguments. */
+static CUresult missing(void) {
+    return CUDA_ERROR_NO_DEVICE;
+}
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* innermost: nothing of ours is called */
+static _Atomic bool found;
+void *hook_real[HOOK_COUNT];
+
+/* From a function of the driver to its hook: open addressing, never full. */
+enum { ROUTES = 512 };
+_Static_assert(HOOK_COUNT * 2 < ROUTES, "raise ROUTES");
+static struct route {
+    void *function;
+    void *hook;
+} routes[ROUTES];
+
+static unsigned first_route(const void *function) {
+    return (unsigned)(((uintptr_t)function * UINT64_C(0x9e3779b97f4a7c15)) >> 55) % ROUTES;
+}
+
+static void add_route(void *function, void *hook) {
+    unsigned i = first_route(function);
+    while (routes[i].function != NULL && routes[i].function != function)
+        i = (i + 1) % ROUTES;
+    if (routes[i].function == NULL) /* two names of one function: either hook will do */
+        routes[i] = (struct route){function, hook};
+}
+
+static void *look_up(void *library, const char *name) {
+    void *function = symbols_real_dlsym(library, name);
+    return function == NULL ? (void *)missing : function;
+}
+
+static void take_functions(void *library) {
+    for (unsigned i = 0; i < HOOK_COUNT; i++) {
+        void *function = look_up(library, hook_table[i].name);
+        hook_real[i] = function;
+        if (function != (void *)missing)
+            add_route(function, hook_table[i].function);
+    }
+    const struct {
+        const char *name;
+        void *field;
+    } plain[] = {
+        {"cuEventCreate", &driver.event_create},
+        {"cuEventRecord", &driver.event_record},
+        {"cuEventElapsedTime", &driver.event_elapsed},
+        {"cuEventQuery", &driver.event_query},
+        {"cuStreamQuery", &driver.stream_query},
+        {"cuStreamGetCtx", &driver.stream_get_ctx},
+        {"cuStreamIsCapturing", &driver.stream_is_capturing},
+        {"cuThreadExchangeStreamCaptureMode", &driver.exchange_capture_mode},
+        {"cuCtxGetCurrent", &driver.ctx_get_current},
+        {"cuCtxSetCurrent", &driver.ctx_set_current},
+        {"cuCtxSynchronize", &driver.ctx_synchronize},
+        {"cuMemGetInfo_v2", &driver.mem_get_info},
+        {"cuDevicePrimaryCtxGetState", &driver.primary_ctx_state},
+    };
+    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
+        void *function = look_up(library, plain[i].name);
+        memcpy(plain[i].field, &function, sizeof function);
+    }
+}
+
+/* Holding the handle keeps the driver where it is; it never lets itself be unloaded anyway. */
+bool driver_find(void) {
+    if (atomic_load_explicit(&found, memory_order_acquire))
+        return true;
+    void *library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    pthread_mutex_lock(&lock);
+    if (!atomic_load_explicit(&found, memory_order_relaxed)) {
+        if (library != NULL) {
+            take_functions(library);
+            atomic_store_explicit(&found, true, memory_order_release);
+        } else {
+            for (unsigned i = 0; i < HOOK_COUNT; i++)
+                hook_real[i] = (void *)missing;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return library != NULL;
+}
+
+void *driver_route(void *function) {
+    if (!driver_find())
+        return function;
+    for (unsigned i = first_route(function); routes[i].function != NULL; i = (i + 1) % ROUTES) {
+        if (routes[i].function == function)
+            return routes[i].hook;
+    }
+    return function;
+}
+
+/* Names are asked for some hundred times in the life of a program; the table is no longer. */
+enum hook_index driver_hook_named(const char *name) {
+    unsigned i = 0;
+    while (i < HOOK_COUNT && strcmp(hook_table[i].name, name) != 0)
+        i++;
+    return (enum hook_index)i;
+}

@@ -1,0 +1,78 @@
+#include "estimate.h"
+
+#include <stdlib.h>
+
+enum {
+    SMOOTHING = 8,    /* weight of history, in samples */
+    EXCESS = 2,       /* deviations that a cost lies above the mean, as in retransmission timers */
+    YOUNG = 4,        /* samples */
+    MOST_AT_ONCE = 4, /* samples that one measurement of many launches counts for */
+};
+
+struct estimate estimates[ESTIMATES];
+
+static struct estimate *place(uint64_t work, unsigned probe) {
+    return &estimates[(estimate_place(work) + probe) % ESTIMATES];
+}
+
+static uint64_t work_of(const struct estimate *estimate) {
+    return atomic_load_explicit(&estimate->work, memory_order_acquire);
+}
+
+static bool claim(struct estimate *estimate, uint64_t before, uint64_t work) {
+    if (!atomic_compare_exchange_strong(&estimate->work, &before, 0))
+        return false;
+    atomic_store_explicit(&estimate->cost_ns, ESTIMATE_UNKNOWN_NS, memory_order_relaxed);
+    atomic_store_explicit(&estimate->mean_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&estimate->work, work, memory_order_release);
+    return true;
+}
+
+/* When all places are taken, the one that the work itself picks is given up: bounded memory, and
+ * what is in use is learned again. */
+struct estimate *estimate_of(uint64_t work) {
+    for (unsigned probe = 0; probe < ESTIMATE_PROBES; probe++) {
+        struct estimate *estimate = place(work, probe);
+        if (work_of(estimate) == work)
+            return estimate;
+    }
+    for (unsigned probe = 0; probe < ESTIMATE_PROBES; probe++) {
+        struct estimate *estimate = place(work, probe);
+        if (work_of(estimate) == 0 && claim(estimate, 0, work))
+            return estimate;
+    }
+    struct estimate *victim = place(work, (unsigned)work % ESTIMATE_PROBES);
+    claim(victim, work_of(victim), work);
+    return victim;
+}
+
+void estimate_learn(struct estimate *estimate, int64_t duration_ns, uint32_t launches) {
+    if (atomic_load_explicit(&estimate->cost_ns, memory_order_relaxed) == ESTIMATE_UNKNOWN_NS) {
+        estimate->samples = 0;
+        estimate->deviation_ns = 0;
+    }
+    uint32_t weight = launches < MOST_AT_ONCE ? launches : MOST_AT_ONCE;
+    estimate->samples += weight;
+    int64_t history = estimate->samples < SMOOTHING ? estimate->samples : SMOOTHING;
+    int64_t mean = atomic_load_explicit(&estimate->mean_ns, memory_order_relaxed);
+    int64_t error = duration_ns - mean;
+    mean += error * weight / history;
+    if (estimate->samples > weight) /* the first one deviates from nothing */
+        estimate->deviation_ns += (llabs(error) - estimate->deviation_ns) * weight / history;
+    int64_t cost = mean + EXCESS * estimate->deviation_ns;
+    atomic_store_explicit(&estimate->mean_ns, mean, memory_order_relaxed);
+    atomic_store_explicit(&estimate->cost_ns, cost > ESTIMATE_LEAST_NS ? cost : ESTIMATE_LEAST_NS,
+                          memory_order_relaxed);
+}
+
+bool estimate_is_young(const struct estimate *estimate) {
+    return estimate->samples < YOUNG;
+}
+
+void estimate_forget(uint64_t work) {
+    for (unsigned probe = 0; probe < ESTIMATE_PROBES; probe++) {
+        struct estimate *estimate = place(work, probe);
+        if (work_of(estimate) == work)
+            atomic_store_explicit(&estimate->cost_ns, ESTIMATE_UNKNOWN_NS, memory_order_relaxed);
+    }
+}

@@ -1,0 +1,52 @@
+/* How long work takes on the device, learned from what was measured: per function and grid, per
+ * graph, per kind and size of a copy. */
+#ifndef XCUDA_ESTIMATE_H
+#define XCUDA_ESTIMATE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* The cost of what was never measured: more than any window. */
+#define ESTIMATE_UNKNOWN_NS (INT64_MAX / 4)
+
+/* No launch counts for less: a driver takes longer to accept one. */
+#define ESTIMATE_LEAST_NS 1000
+
+/* Read at each launch without a lock. An estimate that is replaced under a reader's eyes is wrong
+ * for one launch. */
+struct estimate {
+    _Atomic uint64_t work;   /* what it is about (work.h); 0: nothing */
+    _Atomic int64_t cost_ns; /* what is charged to the window: the mean and its usual excess */
+    _Atomic int64_t mean_ns; /* what is expected */
+    int64_t deviation_ns;    /* mean distance of samples from the mean; under the learner's lock */
+    uint32_t samples;
+};
+
+enum { ESTIMATES = 4096, ESTIMATE_PROBES = 4 };
+
+extern struct estimate estimates[ESTIMATES];
+
+static inline unsigned estimate_place(uint64_t work) {
+    return (unsigned)(work >> 52); /* the best bits of a product are its upper ones */
+}
+
+/* The estimate for this work in its first place, or whatever is there (launch path). */
+static inline struct estimate *estimate_guess(uint64_t work) {
+    return &estimates[estimate_place(work)];
+}
+
+/* The estimate for this work; made if there is none. */
+struct estimate *estimate_of(uint64_t work);
+
+/* Takes in that `launches` of it took `duration_ns` each. One caller at a time. */
+void estimate_learn(struct estimate *estimate, int64_t duration_ns, uint32_t launches);
+
+/* Whether so few samples were taken that every one counts. */
+bool estimate_is_young(const struct estimate *estimate);
+
+/* The work will mean something else from now on: a handle was destroyed. */
+void estimate_forget(uint64_t work);
+
+#endif

@@ -1,0 +1,85 @@
+#include "gate.h"
+
+#include <string.h>
+
+#include "clock.h"
+#include "log.h"
+#include "settings.h"
+
+_Atomic uint32_t attention = ATTENTION_START;
+
+static struct mux_view view;
+static const uint64_t frozen; /* a word of zeros: FROZEN */
+const uint64_t *gate_device_word = &frozen;
+const uint64_t *gate_job_word = &frozen;
+static _Atomic uint32_t obeyed_epoch;
+
+static void tell(const struct mux_mapping *mapping, int before) {
+    if (mapping->error == before)
+        return;
+    if (mapping->error != 0)
+        log_line("frozen: no page in %s (%s)", mapping->path, strerror(mapping->error));
+    else
+        log_line("found %s", mapping->path);
+}
+
+void gate_start(void) {
+    mux_view_open(&view, settings()->device_dir, settings()->job_dir, clock_now_ns());
+    tell(&view.device, 0);
+    tell(&view.control, 0);
+    gate_device_word = &mux_view_device(&view)->gate;
+    gate_job_word = &mux_view_control(&view)->gate;
+}
+
+void gate_forget(void) {
+    gate_device_word = gate_job_word = &frozen;
+    mux_view_close(&view);
+}
+
+struct gate_look gate_look(int64_t now_ns) {
+    uint64_t device_word = mux_gate_load(gate_device_word);
+    uint64_t job_word = mux_gate_load(gate_job_word);
+    bool alive = mux_pulse_fresh(&view.pulse, mux_view_device(&view), now_ns);
+    struct gate_look look = {
+        .gate = mux_gate_combine(alive ? device_word : frozen, job_word),
+        .device_word = device_word,
+        .job_word = job_word,
+    };
+    atomic_store_explicit(&obeyed_epoch, mux_gate_unpack(device_word).epoch, memory_order_relaxed);
+    return look;
+}
+
+void gate_refresh(void) {
+    int device = view.device.error, control = view.control.error;
+    mux_view_refresh(&view, clock_now_ns());
+    tell(&view.device, device);
+    tell(&view.control, control);
+}
+
+void gate_age(int64_t now_ns) {
+    bool alive = mux_pulse_fresh(&view.pulse, mux_view_device(&view), now_ns);
+    bool was_alive = !(atomic_load(&attention) & ATTENTION_STALE);
+    if (alive && !was_alive) {
+        atomic_fetch_and(&attention, ~(uint32_t)ATTENTION_STALE);
+        log_line("the monitor is alive");
+    } else if (!alive && was_alive) {
+        atomic_fetch_or(&attention, ATTENTION_STALE);
+        log_line("frozen: the monitor is not alive");
+    }
+}
+
+enum mux_job_phase gate_phase(void) {
+    return mux_load32(&mux_view_control(&view)->phase);
+}
+
+uint64_t gate_quota_bytes(void) {
+    return mux_load64(&mux_view_control(&view)->quota_bytes);
+}
+
+uint64_t gate_context_bytes(void) {
+    return mux_load64(&mux_view_control(&view)->context_bytes);
+}
+
+uint32_t gate_epoch(void) {
+    return atomic_load_explicit(&obeyed_epoch, memory_order_relaxed);
+}

@@ -1,0 +1,237 @@
+#include "group.h"
+
+#include "account.h"
+#include "clock.h"
+#include "context.h"
+#include "driver.h"
+
+enum { SAMPLE_EVERY = 251 }; /* launches; a prime, so that it does not beat with a program's loop */
+
+static struct group *newest(struct lane *lane) {
+    return lane->count == 0 ? NULL : &lane->groups[(lane->first + lane->count - 1) % LANE_GROUPS];
+}
+
+static CUevent take_event(const struct lane *lane) {
+    account_lock();
+    struct context *context = context_of(lane->context);
+    CUevent event = context == NULL ? NULL : context_take_event(context);
+    account_unlock();
+    return event;
+}
+
+static void give_event(const struct lane *lane, CUevent event) {
+    account_lock();
+    struct context *context = context_of(lane->context);
+    if (context != NULL)
+        context_give_event(context, event);
+    account_unlock();
+}
+
+/* An event, recorded in the stream; NULL if that was not possible. */
+static CUevent mark(const struct lane *lane) {
+    CUevent event = take_event(lane);
+    CUstream stream = atomic_load_explicit(&lane->stream, memory_order_relaxed);
+    if (event == NULL || driver.event_record(event, stream) == CUDA_SUCCESS)
+        return event;
+    give_event(lane, event);
+    return NULL;
+}
+
+void group_open(struct lane *lane, const struct grant *grant, int64_t now_ns) {
+    group_poll(lane, now_ns);
+    bool follows = lane->count > 0;
+    lane->group = (struct group){
+        .charged_ns = grant->charge_ns,
+        .opened_ns = now_ns,
+        .follows = follows,
+        .sample = grant->sample,
+        .start = !follows && (grant->sample || grant->exact) ? mark(lane) : NULL,
+    };
+    lane->granted_ns = lane->credit_ns = grant->window_ns;
+    lane->mean_ns = 0;
+    lane->launches = 0;
+    lane->quiet_since_ns = 0;
+    lane->only = grant->estimate;
+    lane->close_now = grant->sample;
+    lane->open = true;
+    if (grant->sample)
+        lane->until_sample = SAMPLE_EVERY;
+}
+
+static int64_t cost_of(const struct estimate *estimate) {
+    return atomic_load_explicit(&estimate->cost_ns, memory_order_relaxed);
+}
+
+static int64_t mean_of(const struct estimate *estimate) {
+    return atomic_load_explicit(&estimate->mean_ns, memory_order_relaxed);
+}
+
+void group_count(struct lane *lane, struct estimate *estimate) {
+    int64_t cost_ns = cost_of(estimate);
+    lane->credit_ns -= cost_ns < lane->credit_ns ? cost_ns : lane->credit_ns;
+    lane->mean_ns += mean_of(estimate);
+    lane->launches++;
+    if (lane->only != estimate)
+        lane->only = NULL;
+}
+
+/* Its part of what is expected is that of an average launch; what it took of the grant comes back
+ * with the group. */
+void group_uncount(struct lane *lane) {
+    lane->mean_ns -= lane->mean_ns / lane->launches;
+    lane->launches--;
+}
+
+/* Ends the part of the open group that launches touch. What was granted and not used goes back. */
+static struct group *shut(struct lane *lane, int64_t now_ns) {
+    struct group *group = &lane->group;
+    group->only = lane->only;
+    group->launches = lane->launches;
+    group->cost_ns = lane->granted_ns - lane->credit_ns;
+    group->mean_ns = lane->mean_ns;
+    group->closed_ns = now_ns;
+    account_unreserve(lane->credit_ns);
+    lane->credit_ns = -1;
+    lane->open = false;
+    lane->close_now = false;
+    return group;
+}
+
+/* Wall time during which the device worked on the group, which ended at `end_ns`. */
+static int64_t busy_ns_of(const struct lane *lane, const struct group *group, int64_t end_ns,
+                          int64_t span_ns) {
+    if (span_ns < 0 && group->follows)
+        span_ns = end_ns - lane->last_end_ns;
+    if (span_ns < 0)
+        return group->mean_ns;
+    if (group->sample || group->backlogged)
+        return span_ns;
+    /* The stream may have been idle between launches, for the program was slow to make them. It was
+     * busy for as long as its launches are expected to take, or, if that is more, for as long as it
+     * went on after the last of them. */
+    int64_t expected_ns = group->mean_ns < span_ns ? group->mean_ns : span_ns;
+    int64_t after_ns = span_ns - (group->closed_ns - group->opened_ns);
+    return after_ns > expected_ns ? after_ns : expected_ns;
+}
+
+static void learn(const struct group *group, int64_t busy_ns) {
+    if (group->only == NULL || group->launches == 0)
+        return;
+    bool measured = group->sample || group->backlogged;
+    bool bounded = busy_ns < group->mean_ns; /* it took less than expected, idle times included */
+    if (measured || bounded)
+        estimate_learn(group->only, busy_ns / group->launches, group->launches);
+}
+
+/* Takes a group as complete. `end`: NULL if the driver has not told when. */
+static void complete(struct lane *lane, struct group *group, CUevent end, int64_t now_ns) {
+    account_lock();
+    struct context *context = context_of(lane->context);
+    int64_t span_ns = -1, end_ns = now_ns;
+    if (end != NULL && context != NULL) {
+        if (group->start != NULL)
+            span_ns = context_between_ns(group->start, end);
+        end_ns = context_when(context, end, now_ns);
+    }
+    if (group->start != NULL && context != NULL)
+        context_give_event(context, group->start);
+    int64_t busy_ns = group->mean_ns;
+    if (end != NULL) {
+        busy_ns = busy_ns_of(lane, group, end_ns, span_ns);
+        learn(group, busy_ns);
+    }
+    account.busy_ns += (uint64_t)timeline_add(&account.timeline, end_ns - busy_ns, end_ns);
+    account.charged_ns -= group->charged_ns;
+    account.launches += group->launches;
+    account_unlock();
+    account_unreserve(group->cost_ns);
+    atomic_store(&account.progress_ns, now_ns);
+    lane->last_end_ns = end_ns;
+}
+
+static void enter_flight(struct lane *lane, const struct group *group) {
+    lane->groups[(lane->first + lane->count++) % LANE_GROUPS] = *group;
+    account_lock();
+    account.in_flight += group->launches;
+    account.in_flight_ns += group->cost_ns;
+    account_unlock();
+}
+
+static void leave_flight(struct lane *lane, CUevent end, int64_t now_ns) {
+    struct group group = lane->groups[lane->first];
+    lane->first = (lane->first + 1) % LANE_GROUPS;
+    lane->count--;
+    account_lock();
+    account.in_flight -= group.launches;
+    account.in_flight_ns -= group.cost_ns;
+    account_unlock();
+    complete(lane, &group, end, now_ns);
+}
+
+void group_close(struct lane *lane, int64_t now_ns) {
+    struct group *group = shut(lane, now_ns);
+    if (group->launches > 0)
+        group->end = mark(lane);
+    if (group->end == NULL) {
+        complete(lane, group, NULL, now_ns);
+        return;
+    }
+    const struct group *before = newest(lane);
+    group->backlogged =
+        group->follows && before != NULL && driver.event_query(before->end) == CUDA_ERROR_NOT_READY;
+    int64_t begins_ns = group->follows && before != NULL && before->due_ns > group->opened_ns
+                            ? before->due_ns
+                            : group->opened_ns;
+    group->due_ns = begins_ns + group->mean_ns;
+    enter_flight(lane, group);
+}
+
+/* Whatever the driver answers but "not ready" ends the wait: a group of a broken context will
+ * never be complete in a better way. */
+void group_poll(struct lane *lane, int64_t now_ns) {
+    while (lane->count > 0) {
+        CUevent end = lane->groups[lane->first].end;
+        CUresult result = driver.event_query(end);
+        if (result == CUDA_ERROR_NOT_READY)
+            return;
+        leave_flight(lane, result == CUDA_SUCCESS ? end : NULL, now_ns);
+    }
+}
+
+void group_all_complete(struct lane *lane, int64_t now_ns) {
+    group_poll(lane, now_ns);
+    if (lane->open && lane->count == 0)
+        complete(lane, shut(lane, now_ns), NULL, now_ns);
+}
+
+void group_ask(struct lane *lane, int64_t now_ns) {
+    CUstream stream = atomic_load_explicit(&lane->stream, memory_order_relaxed);
+    if (lane->open && driver.stream_query(stream) != CUDA_ERROR_NOT_READY)
+        group_all_complete(lane, now_ns);
+}
+
+/* The stream of another thread's own cannot be named from here: what is left in it, less than a
+ * grant, is taken as complete when that thread has been quiet for long. */
+void group_ask_if_quiet(struct lane *lane, int64_t now_ns) {
+    if (!lane->open)
+        return;
+    if (lane->launches != lane->seen_launches || lane->quiet_since_ns == 0) {
+        lane->seen_launches = lane->launches;
+        lane->quiet_since_ns = now_ns;
+        return;
+    }
+    CUstream stream = atomic_load_explicit(&lane->stream, memory_order_relaxed);
+    if (stream != CU_STREAM_PER_THREAD ||
+        atomic_load_explicit(&lane->owner, memory_order_relaxed) == &self)
+        group_ask(lane, now_ns);
+    else if (now_ns - lane->quiet_since_ns > ACCOUNT_PATIENCE_NS)
+        group_all_complete(lane, now_ns);
+}
+
+void group_abandon(struct lane *lane) {
+    int64_t now_ns = clock_now_ns();
+    while (lane->count > 0)
+        leave_flight(lane, NULL, now_ns);
+    if (lane->open)
+        complete(lane, shut(lane, now_ns), NULL, now_ns);
+}

@@ -1,0 +1,115 @@
+"""Writes what derives from the table of hooks: `hooks.py TABLE DIRECTORY`, or `hooks.py --names TABLE`.
+
+Into the directory go `hooks.h` (indices and types), `hooks.c` (the exported functions, and the table that routing
+reads) and `xcuda.map` (the version script). With `--names`, prints each hook with its index, as in `last_error_call`.
+Runs wherever a Python 3.8 does: it is part of the build, not of the distribution.
+"""
+
+import sys
+from pathlib import Path
+from typing import List, NamedTuple
+
+KINDS = {"launch": 2, "sync": 1, "begin": 1, "end": 1, "call": 1, "libc": 0}
+"""Number of details that each kind has."""
+
+
+class Hook(NamedTuple):
+    kind: str
+    name: str
+    parameters: str
+    details: List[str]
+
+    @property
+    def arguments(self) -> str:
+        """The names of the parameters, to pass them on."""
+        if self.parameters == "void":
+            return ""
+        return ", ".join(part.split()[-1].lstrip("*") for part in self.parameters.split(","))
+
+    @property
+    def stream(self) -> str:
+        """The stream as an explicit handle: a NULL stream depends on the twin."""
+        name = self.details[0]
+        if name == "ALL":
+            return "STREAM_ALL"
+        own = "CU_STREAM_PER_THREAD" if self.name.endswith(("_ptsz", "_ptds")) else "CU_STREAM_LEGACY"
+        return own if name == "NULL" else f"stream_named({name}, {own})"
+
+
+def read(path: Path) -> List[Hook]:
+    hooks = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        kind, names, *rest = (field.strip() for field in line.split("|"))
+        if KINDS.get(kind) != max(len(rest) - 1, 0):
+            raise SystemExit(f"{path}:{number}: a line of kind {kind!r} cannot have {len(rest)} fields after the name")
+        first, *suffixes = (name.strip() for name in names.split(","))
+        parameters, *details = rest or [""]
+        hooks += [Hook(kind, first + suffix, parameters, details) for suffix in ("", *suffixes)]
+    return hooks
+
+
+def body(hook: Hook) -> str:
+    index = f"HOOK_{hook.name}"
+    real = f"REAL({hook.name})({hook.arguments})"
+    if hook.kind == "launch":
+        return (
+            f"    struct lane *lane = launch_enter({hook.stream}, {hook.details[1]});\n"
+            f"    return launch_leave(lane, {index}, {real});\n"
+        )
+    if hook.kind == "call":
+        arguments = f", {hook.arguments}" if hook.arguments else ""
+        return f"    return {hook.details[0]}({index}{arguments});\n"
+    return (
+        f"    CUstream named = {hook.stream};\n"
+        f"    {hook.kind}_enter(named);\n"
+        f"    return {hook.kind}_leave(named, {index}, {real});\n"
+    )
+
+
+def header(hooks: List[Hook]) -> str:
+    indices = "".join(f"    HOOK_{hook.name},\n" for hook in hooks)
+    types = "".join(f"typedef CUresult (*fn_{hook.name})({hook.parameters});\n" for hook in hooks)
+    handlers = {hook.details[0]: hook for hook in hooks if hook.kind == "call"}
+    called = "".join(f"CUresult {name}(enum hook_index hook, {hook.parameters});\n" for name, hook in handlers.items())
+    return (
+        "/* Written by hooks.py from hooks.table. */\n#ifndef XCUDA_HOOKS_H\n#define XCUDA_HOOKS_H\n\n"
+        '#include "cuda_types.h"\n\n'
+        f"enum hook_index {{\n{indices}    HOOK_COUNT,\n}};\n\n{types}\n{called}\n#endif\n"
+    )
+
+
+def source(hooks: List[Hook]) -> str:
+    entries = "".join(f'    {{"{hook.name}", (void *){hook.name}}},\n' for hook in hooks)
+    functions = "".join(f"EXPORT CUresult {hook.name}({hook.parameters}) {{\n{body(hook)}}}\n\n" for hook in hooks)
+    return (
+        "/* Written by hooks.py from hooks.table. */\n"
+        '#include "capture.h"\n#include "driver.h"\n#include "launch.h"\n#include "sync.h"\n#include "work.h"\n\n'
+        '#define EXPORT __attribute__((visibility("default")))\n\n'
+        f"{functions}"
+        f"const struct hook hook_table[HOOK_COUNT] = {{\n{entries}}};\n"
+    )
+
+
+def version_script(names: List[str]) -> str:
+    listed = "".join(f"        {name};\n" for name in names)
+    return f"{{\n    global:\n{listed}    local:\n        *;\n}};\n"
+
+
+def main(arguments: List[str]) -> None:
+    if arguments[:1] == ["--names"]:
+        hooks = read(Path(arguments[1]))
+        sys.stdout.writelines(f"{index} {hook.name}\n" for index, hook in enumerate(hooks) if hook.kind != "libc")
+        return
+    table, directory = (Path(argument) for argument in arguments)
+    hooks = read(table)
+    ours = [hook for hook in hooks if hook.kind != "libc"]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "hooks.h").write_text(header(ours))
+    (directory / "hooks.c").write_text(source(ours))
+    (directory / "xcuda.map").write_text(version_script([hook.name for hook in hooks]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,228 @@
+#include "job.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "account.h"
+#include "budget.h"
+#include "clock.h"
+#include "driver.h"
+#include "gate.h"
+#include "log.h"
+#include "pages.h"
+#include "settings.h"
+
+/* Between two looks at other processes' slots. */
+#define OTHERS_EVERY_NS INT64_C(1000000)
+
+/* Processes that race for the last bytes may all be refused. */
+enum { CHARGE_ATTEMPTS = 4 };
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct mux_job page;
+static struct mux_process_slot slot; /* what is published, but for the account's part */
+static struct mux_spending others;
+static int64_t others_at_ns, others_in_flight_ns;
+static uint32_t open_launches;
+static int64_t open_cost_ns;
+static int claim_error = -1;
+
+static bool have_slot(void) {
+    return page.owner != 0;
+}
+
+static void claim(void) {
+    int error = mux_job_claim(&page, settings()->job_dir);
+    if (error != claim_error && error != 0)
+        log_line("no slot in the job page (%s): this process is not seen", strerror(error));
+    claim_error = error;
+    if (error == 0 && slot.memory_bytes > 0)
+        mux_job_charge(&page, 0, slot.memory_bytes, 0);
+}
+
+void job_claim(void) {
+    pthread_mutex_lock(&lock);
+    if (!have_slot())
+        claim();
+    pthread_mutex_unlock(&lock);
+}
+
+/* A slot that is lost (the page was truncated) is claimed anew by the warden. */
+static void lose_slot(int error) {
+    log_line("lost the slot in the job page (%s)", strerror(error));
+    mux_job_release(&page);
+}
+
+static void publish(void) {
+    account_lock();
+    slot.launches = account.launches + account.in_flight + open_launches;
+    slot.busy_ns = account.busy_ns;
+    slot.inflight = account.in_flight + open_launches;
+    slot.inflight_ns = (uint64_t)(account.in_flight_ns + open_cost_ns);
+    slot.throttled_ns = atomic_load_explicit(&account.throttled_ns, memory_order_relaxed);
+    slot.frozen_ns = atomic_load_explicit(&account.frozen_ns, memory_order_relaxed);
+    account_unlock();
+    slot.gate_epoch = gate_epoch();
+    slot.updated_boottime_ns = clock_boottime_ns();
+    if (!have_slot())
+        return;
+    int error = mux_job_publish(&page, &slot);
+    if (error != 0)
+        lose_slot(error);
+}
+
+void job_publish(void) {
+    pthread_mutex_lock(&lock);
+    publish();
+    pthread_mutex_unlock(&lock);
+}
+
+/* What others have in flight counts as spent: otherwise each would launch at the same moment. */
+static void read_others(int64_t now_ns) {
+    struct mux_process_slot slots[MUX_JOB_SLOTS];
+    if (!have_slot() || mux_job_read(&page, slots) != 0)
+        return;
+    slots[page.slot] = (struct mux_process_slot){.owner = 0};
+    mux_spending_update(&others, slots);
+    others_in_flight_ns = 0;
+    for (unsigned i = 0; i < MUX_JOB_SLOTS; i++) {
+        bool recent = slots[i].owner != 0 && slots[i].inflight_ns < (uint64_t)BUDGET_MOST_DEBT_NS;
+        others_in_flight_ns += recent ? (int64_t)slots[i].inflight_ns : 0;
+    }
+    others_at_ns = now_ns;
+}
+
+int64_t job_spent_by_others_ns(int64_t now_ns) {
+    pthread_mutex_lock(&lock);
+    if (now_ns - others_at_ns >= OTHERS_EVERY_NS)
+        read_others(now_ns);
+    int64_t spent_ns = (int64_t)others.total_ns + others_in_flight_ns;
+    pthread_mutex_unlock(&lock);
+    return spent_ns;
+}
+
+static int charge(uint64_t bytes) {
+    uint64_t quota_bytes = gate_quota_bytes();
+    int error = have_slot() ? mux_job_charge(&page, slot.memory_bytes, bytes, quota_bytes) : ESTALE;
+    if (error == 0 || error == EDQUOT)
+        return error;
+    if (have_slot())
+        lose_slot(error);
+    /* Without the page the process at least keeps to the quota by itself. */
+    bool fits = quota_bytes == 0 || bytes <= quota_bytes || bytes <= slot.memory_bytes;
+    return fits ? 0 : EDQUOT;
+}
+
+bool job_charge(uint64_t bytes) {
+    int error = EDQUOT;
+    for (int attempt = 0; error == EDQUOT && attempt < CHARGE_ATTEMPTS; attempt++) {
+        if (attempt > 0)
+            sched_yield();
+        pthread_mutex_lock(&lock);
+        error = charge(bytes);
+        if (error == 0)
+            slot.memory_bytes = bytes;
+        pthread_mutex_unlock(&lock);
+    }
+    return error == 0;
+}
+
+uint64_t job_left_bytes(uint64_t quota_bytes) {
+    struct mux_process_slot slots[MUX_JOB_SLOTS];
+    pthread_mutex_lock(&lock);
+    uint64_t used_bytes = slot.memory_bytes;
+    bool read = have_slot() && mux_job_read(&page, slots) == 0;
+    for (unsigned i = 0; read && i < MUX_JOB_SLOTS; i++) {
+        bool other = i != page.slot && slots[i].owner != 0 && slots[i].memory_bytes != 0;
+        if (other && mux_owner_lives(slots[i].owner))
+            used_bytes += slots[i].memory_bytes;
+    }
+    pthread_mutex_unlock(&lock);
+    return used_bytes < quota_bytes ? quota_bytes - used_bytes : 0;
+}
+
+void job_note_refusal(uint64_t bytes) {
+    pthread_mutex_lock(&lock);
+    slot.refused_bytes += bytes;
+    publish();
+    pthread_mutex_unlock(&lock);
+}
+
+/* Errors after which every call in the context fails. */
+static bool is_sticky(CUresult result) {
+    switch (result) {
+    case CUDA_ERROR_ECC_UNCORRECTABLE:
+    case CUDA_ERROR_NVLINK_UNCORRECTABLE:
+    case CUDA_ERROR_CONTAINED:
+    case CUDA_ERROR_ILLEGAL_ADDRESS:
+    case CUDA_ERROR_LAUNCH_TIMEOUT:
+    case CUDA_ERROR_ASSERT:
+    case CUDA_ERROR_HARDWARE_STACK_ERROR:
+    case CUDA_ERROR_ILLEGAL_INSTRUCTION:
+    case CUDA_ERROR_MISALIGNED_ADDRESS:
+    case CUDA_ERROR_INVALID_ADDRESS_SPACE:
+    case CUDA_ERROR_INVALID_PC:
+    case CUDA_ERROR_LAUNCH_FAILED:
+    case CUDA_ERROR_TENSOR_MEMORY_LEAK:
+    case CUDA_ERROR_MPS_RPC_FAILURE:
+    case CUDA_ERROR_MPS_CLIENT_TERMINATED:
+    case CUDA_ERROR_EXTERNAL_DEVICE:
+    case CUDA_ERROR_UNKNOWN:
+        return true;
+    default:
+        return false;
+    }
+}
+
+void job_note_result(enum hook_index hook, CUresult result) {
+    if (!is_sticky(result))
+        return;
+    pthread_mutex_lock(&lock);
+    if (slot.last_error == 0) {
+        slot.last_error = (uint32_t)result;
+        slot.last_error_call = hook;
+        slot.last_error_boottime_ns = clock_boottime_ns();
+        log_line("%s gave error %d: the context is lost", hook_table[hook].name, result);
+        publish();
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+void job_note_open(uint32_t launches, int64_t cost_ns) {
+    pthread_mutex_lock(&lock);
+    open_launches = launches;
+    open_cost_ns = cost_ns;
+    pthread_mutex_unlock(&lock);
+}
+
+void job_note_drained(bool drained) {
+    pthread_mutex_lock(&lock);
+    if (slot.drained != drained) {
+        slot.drained = drained;
+        publish();
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* The slot stays: what the process did can be read until another one needs the place. */
+void job_end(void) {
+    pthread_mutex_lock(&lock);
+    slot.drained = 1;
+    slot.memory_bytes = 0;
+    publish();
+    pthread_mutex_unlock(&lock);
+}
+
+void job_forget_all(void) {
+    pthread_mutex_init(&lock, NULL);
+    page = (struct mux_job){.owner = 0};
+    slot = (struct mux_process_slot){.owner = 0};
+    others = (struct mux_spending){.total_ns = 0};
+    others_at_ns = others_in_flight_ns = 0;
+    open_launches = 0;
+    open_cost_ns = 0;
+    claim_error = -1;
+}

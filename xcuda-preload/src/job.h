@@ -1,0 +1,43 @@
+/* This process's slot in the job page: what it publishes, and what it must know of its job's other
+ * processes. */
+#ifndef XCUDA_JOB_H
+#define XCUDA_JOB_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "hooks.h"
+
+/* Claims a slot, and again when it was lost or could not be had. */
+void job_claim(void);
+
+/* Writes the account into the slot. */
+void job_publish(void);
+
+/* Device time that other processes of the job have spent, or have charged for what is in flight.
+ * Grows, or falls by what was charged too much. */
+int64_t job_spent_by_others_ns(int64_t now_ns);
+
+/* Charges the process with `bytes` of device memory in all. False, and nothing charged, if the job
+ * would then hold more than its quota. Less than before is always possible. */
+bool job_charge(uint64_t bytes);
+
+/* Device memory that the job may still have, if it has a quota. */
+uint64_t job_left_bytes(uint64_t quota_bytes);
+
+void job_note_refusal(uint64_t bytes);
+
+/* Notes the first error after which a context is of no more use. */
+void job_note_result(enum hook_index hook, CUresult result);
+
+/* What is launched in groups that are still open, as of now. */
+void job_note_open(uint32_t launches, int64_t cost_ns);
+
+void job_note_drained(bool drained);
+
+/* The last words: the memory is free again, nothing is in flight. */
+void job_end(void);
+
+void job_forget_all(void);
+
+#endif

@@ -1,0 +1,242 @@
+#include "launch.h"
+
+#include "account.h"
+#include "capture.h"
+#include "clock.h"
+#include "context.h"
+#include "group.h"
+#include "job.h"
+#include "warden.h"
+
+/* A group is granted a quarter of the window, so that the device has work while one of its marks is
+ * waited for. */
+enum { GROUPS_PER_WINDOW = 4 };
+
+/* Work that takes this long is always measured: two marks more are nothing beside it. */
+#define ALWAYS_EXACT_NS INT64_C(100000)
+
+#define SHORTEST_WAIT_NS INT64_C(20000)
+#define LONGEST_WAIT_NS  INT64_C(1000000)
+
+/* ---- waiting ----------------------------------------------------------------------------------
+ */
+
+enum hindrance {
+    NOTHING,
+    FROZEN, /* the gate */
+    BUDGET,
+    WINDOW,
+};
+
+/* How one launch has waited so far. */
+struct wait {
+    int64_t step_ns; /* of the last doze; 0: none yet */
+    int64_t open_ns; /* since when the gate has been open, for this launch */
+};
+
+static void look_after(struct lane *lane, void *now_ns) {
+    group_poll(lane, *(int64_t *)now_ns);
+    group_ask_if_quiet(lane, *(int64_t *)now_ns);
+}
+
+/* Sees what is complete in other lanes. With several contexts the current one is that of this
+ * thread's lane, not of each of them: then it is left to the warden. While streams are captured,
+ * none may be asked. */
+static void look_after_all(int64_t now_ns) {
+    if (!(atomic_load(&attention) & (ATTENTION_CONTEXTS | ATTENTION_CAPTURE)))
+        lane_each(look_after, &now_ns, false);
+}
+
+/* How long to sleep: until what is waited for is due; when it is not known, or overdue, a little
+ * longer each time. Never so long that a gate that opens is seen late. */
+static int64_t step_ns(struct wait *wait, int64_t due_in_ns) {
+    wait->step_ns = wait->step_ns == 0 ? SHORTEST_WAIT_NS : wait->step_ns + wait->step_ns / 2;
+    if (due_in_ns > 0)
+        wait->step_ns = due_in_ns < SHORTEST_WAIT_NS ? SHORTEST_WAIT_NS : due_in_ns;
+    if (wait->step_ns > LONGEST_WAIT_NS)
+        wait->step_ns = LONGEST_WAIT_NS;
+    return wait->step_ns;
+}
+
+/* Sleeps, with no lane in hand: signals are handled, and whoever drains the process does not wait
+ * for this thread. */
+static void wait_for(struct wait *wait, enum hindrance why, int64_t due_in_ns) {
+    int64_t before_ns = clock_now_ns();
+    clock_doze(step_ns(wait, due_in_ns));
+    int64_t now_ns = clock_now_ns();
+    _Atomic uint64_t *waited_ns = why == FROZEN ? &account.frozen_ns : &account.throttled_ns;
+    atomic_fetch_add_explicit(waited_ns, (uint64_t)(now_ns - before_ns), memory_order_relaxed);
+    if (why == FROZEN)
+        wait->open_ns = now_ns;
+    else
+        look_after_all(now_ns);
+}
+
+/* ---- admission --------------------------------------------------------------------------------
+ */
+
+/* What a lane needs for a launch, and how long it is to wait if it cannot have it. */
+struct request {
+    struct lane *lane;
+    struct estimate *estimate;
+    struct gate_look look;
+    int64_t cost_ns; /* of this launch; unknown: as much as the whole window */
+    bool unknown;
+    bool sample;
+    int64_t now_ns;
+    int64_t due_in_ns; /* until it is worth to ask again; 0: not known */
+};
+
+static int64_t window_ns_of(const struct request *request) {
+    return (int64_t)request->look.gate.window_us * 1000;
+}
+
+static void size_up(struct request *request) {
+    request->cost_ns = atomic_load_explicit(&request->estimate->cost_ns, memory_order_relaxed);
+    request->unknown = request->cost_ns == ESTIMATE_UNKNOWN_NS;
+    request->sample = request->unknown || request->lane->until_sample <= 1 ||
+                      estimate_is_young(request->estimate) ||
+                      request->cost_ns * GROUPS_PER_WINDOW >= window_ns_of(request);
+    if (request->unknown)
+        request->cost_ns =
+            window_ns_of(request) > ESTIMATE_LEAST_NS ? window_ns_of(request) : ESTIMATE_LEAST_NS;
+}
+
+/* Whether the open group has room for the launch under the gate as it is now. */
+static bool fits_open_group(const struct request *request) {
+    const struct lane *lane = request->lane;
+    return lane->open && !request->sample && lane->credit_ns >= request->cost_ns &&
+           lane->device_word == request->look.device_word &&
+           lane->job_word == request->look.job_word;
+}
+
+/* Takes time from the window: as much as a group may have, or at least this launch. */
+static int64_t reserve(struct request *request, int64_t open_since_ns) {
+    int64_t window_ns = window_ns_of(request), cost_ns = request->cost_ns;
+    int64_t group_ns = request->sample ? cost_ns : window_ns / GROUPS_PER_WINDOW;
+    if (group_ns < cost_ns)
+        group_ns = cost_ns;
+    /* An unknown launch goes when there is room at all. It then takes the whole window, so that
+     * nothing goes beside it. */
+    if (request->unknown && atomic_load(&account.window_used_ns) < window_ns) {
+        atomic_fetch_add(&account.window_used_ns, cost_ns);
+        return cost_ns;
+    }
+    if (account_reserve(group_ns, window_ns))
+        return group_ns;
+    if (account_reserve(cost_ns, window_ns))
+        return cost_ns;
+    if (!account_out_of_turn(request->now_ns, open_since_ns))
+        return 0;
+    atomic_fetch_add(&account.window_used_ns, cost_ns);
+    return cost_ns;
+}
+
+static enum hindrance try_admit(struct request *request, const struct wait *wait) {
+    struct lane *lane = request->lane;
+    uint32_t permille = request->look.gate.budget_permille;
+    request->due_in_ns = 0;
+    if (request->look.gate.state == MUX_GATE_FROZEN || atomic_load(&attention) & ATTENTION_CLOSED)
+        return FROZEN;
+    size_up(request);
+    if (fits_open_group(request)) {
+        lane->until_sample--;
+        group_count(lane, request->estimate);
+        return NOTHING;
+    }
+    if (lane->open)
+        group_close(lane, request->now_ns);
+    group_poll(lane, request->now_ns);
+
+    int64_t budget_wait_ns = account_budget_wait_ns(request->now_ns, permille);
+    if (budget_wait_ns > 0) {
+        request->due_in_ns = budget_wait_ns;
+        return BUDGET;
+    }
+    request->due_in_ns = group_due_ns(lane) - request->now_ns;
+    if (!group_room(lane))
+        return WINDOW;
+    int64_t granted_ns = reserve(request, wait->open_ns);
+    if (granted_ns == 0)
+        return WINDOW;
+
+    bool limited = permille < 1000;
+    struct grant grant = {
+        .estimate = request->estimate,
+        .window_ns = granted_ns,
+        .charge_ns = limited ? granted_ns : 0,
+        .sample = request->sample,
+        .exact = limited || request->cost_ns >= ALWAYS_EXACT_NS,
+    };
+    if (limited)
+        account_charge(granted_ns);
+    lane->device_word = request->look.device_word;
+    lane->job_word = request->look.job_word;
+    group_open(lane, &grant, request->now_ns);
+    group_count(lane, request->estimate);
+    warden_wake();
+    return NOTHING;
+}
+
+/* A stream without a context of its own is in the current one. */
+static bool settle_context(struct lane *lane, CUstream stream) {
+    if (lane->context != NULL && !(atomic_load(&attention) & ATTENTION_CONTEXTS))
+        return true;
+    CUcontext context = NULL;
+    bool named = stream != CU_STREAM_LEGACY && stream != CU_STREAM_PER_THREAD;
+    CUresult result =
+        named ? driver.stream_get_ctx(stream, &context) : driver.ctx_get_current(&context);
+    if (result != CUDA_SUCCESS || context == NULL)
+        return false;
+    if (lane->context != context) {
+        group_abandon(lane);
+        lane->context = context;
+        account_lock();
+        context_of(context);
+        if (context_several())
+            atomic_fetch_or(&attention, ATTENTION_CONTEXTS);
+        account_unlock();
+    }
+    return true;
+}
+
+struct lane *launch_admit(CUstream stream, uint64_t work) {
+    if (!launch_gated() || work == 0 || self.in_callback > 0)
+        return NULL;
+    if (capture_any() && capture_covers(stream))
+        return NULL;
+    struct estimate *estimate = estimate_of(work);
+    struct wait waited = {.open_ns = clock_now_ns()};
+    for (;;) {
+        struct lane *lane = lane_hold(stream);
+        if (lane == NULL)
+            return NULL;
+        int mode = capture_relax();
+        struct request request = {.lane = lane, .estimate = estimate, .now_ns = clock_now_ns()};
+        request.look = gate_look(request.now_ns);
+        bool known = settle_context(lane, stream);
+        enum hindrance why = known ? try_admit(&request, &waited) : NOTHING;
+        capture_restore(mode);
+        if (why == NOTHING && known)
+            return lane;
+        lane_release(lane);
+        if (!known) /* no context: the driver will say so */
+            return NULL;
+        wait_for(&waited, why, request.due_in_ns);
+    }
+}
+
+CUresult launch_settle(struct lane *lane, enum hook_index hook, CUresult result) {
+    if (lane != NULL) {
+        int mode = capture_relax();
+        if (result != CUDA_SUCCESS)
+            group_uncount(lane);
+        if (lane->close_now || lane->launches == 0)
+            group_close(lane, clock_now_ns());
+        capture_restore(mode);
+        lane_release(lane);
+    }
+    if (result != CUDA_SUCCESS && launch_gated())
+        job_note_result(hook, result);
+    return result;
+}

@@ -1,0 +1,53 @@
+/* What device memory the process holds: one entry per thing that must be given back. A hash table,
+ * so that the cost of an allocation does not depend on how many there are. Not locked: see quota.c.
+ */
+#ifndef XCUDA_LEDGER_H
+#define XCUDA_LEDGER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cuda_types.h"
+
+enum ledger_kind {
+    LEDGER_NOTHING,
+    LEDGER_POINTER,
+    LEDGER_ARRAY,
+    LEDGER_MIPMAPPED,
+    LEDGER_CONTEXT,
+    LEDGER_HANDLE,  /* of physical memory (cuMemCreate); `object` says which */
+    LEDGER_MAPPING, /* of such memory at an address */
+    LEDGER_OBJECT,  /* the memory itself, which lives as long as handles or mappings do */
+};
+
+struct ledger_entry {
+    uint64_t key; /* address or handle */
+    enum ledger_kind kind;
+    uint32_t references; /* of an object: its handles and mappings */
+    uint64_t bytes;
+    CUcontext context; /* whose end frees it; NULL: none's */
+    uint64_t object;
+};
+
+struct ledger {
+    struct ledger_entry *entries;
+    uint64_t capacity; /* a power of two; 0: nothing yet */
+    uint64_t count;
+};
+
+/* Valid until the next change of the ledger. NULL if there is none. */
+struct ledger_entry *ledger_find(const struct ledger *ledger, enum ledger_kind kind, uint64_t key);
+
+/* False if there is no memory for it. An entry of the same kind and key is replaced. */
+bool ledger_add(struct ledger *ledger, const struct ledger_entry *entry);
+
+/* Takes the entry out. False if there is none. */
+bool ledger_take(struct ledger *ledger, enum ledger_kind kind, uint64_t key,
+                 struct ledger_entry *taken);
+
+/* Takes out all entries of a context. Returns the sum of their bytes. */
+uint64_t ledger_take_context(struct ledger *ledger, CUcontext context);
+
+void ledger_clear(struct ledger *ledger);
+
+#endif

@@ -1,0 +1,82 @@
+#include "life.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "account.h"
+#include "capture.h"
+#include "context.h"
+#include "drain.h"
+#include "driver.h"
+#include "gate.h"
+#include "job.h"
+#include "lane.h"
+#include "launch.h"
+#include "log.h"
+#include "quota.h"
+#include "settings.h"
+#include "stop.h"
+#include "warden.h"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* outermost */
+static bool registered;
+
+/* A child has none of its parent's threads, contexts or memory: it begins anew if it ever uses
+ * CUDA. Nothing here may be locked, for nobody is left to unlock it. */
+static void child_after_fork(void) {
+    pthread_mutex_init(&lock, NULL);
+    if (atomic_load(&attention) & (ATTENTION_START | ATTENTION_INERT))
+        return;
+    atomic_store(&attention, ATTENTION_START);
+    stop_forget_all();
+    lane_forget_all();
+    account_forget_all();
+    context_forget_all();
+    job_forget_all();
+    quota_forget_all();
+    capture_forget_all();
+    warden_forget();
+    gate_forget();
+}
+
+/* Registered after the driver has registered its own, hence called before. */
+static void at_exit(void) {
+    if (launch_gated()) {
+        drain_at_exit();
+        warden_retire();
+        job_end();
+    }
+}
+
+bool life_start(void) {
+    if (settings()->mode == MODE_INERT) {
+        driver_find();
+        atomic_store(&attention, ATTENTION_INERT);
+        return false;
+    }
+    if (!driver_find())
+        return false;
+    pthread_mutex_lock(&lock);
+    if (atomic_load(&attention) & ATTENTION_START) {
+        gate_start();
+        job_claim();
+        if (!registered) {
+            registered = true;
+            pthread_atfork(NULL, NULL, child_after_fork);
+            atexit(at_exit);
+        }
+        warden_start();
+        stop_start();
+        atomic_fetch_and(&attention, ~(uint32_t)ATTENTION_START);
+        log_line("gated: device %s, job %s", settings()->device_dir, settings()->job_dir);
+    }
+    pthread_mutex_unlock(&lock);
+    return true;
+}
+
+bool launch_gated(void) {
+    if (!(atomic_load_explicit(&attention, memory_order_acquire) &
+          (ATTENTION_START | ATTENTION_INERT)))
+        return true;
+    return life_start();
+}

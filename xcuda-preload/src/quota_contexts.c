@@ -1,0 +1,196 @@
+/* Contexts: the memory that each costs, and what ends with it. */
+#include <pthread.h>
+
+#include "account.h"
+#include "context.h"
+#include "driver.h"
+#include "gate.h"
+#include "group.h"
+#include "job.h"
+#include "launch.h"
+#include "quota.h"
+
+/* What a context is taken to cost when job control does not say and there is no other context
+ * through which the driver could be asked before and after. */
+#define CONTEXT_BYTES (UINT64_C(384) << 20)
+
+/* A difference above this is other processes' doing. */
+#define MOST_CONTEXT_BYTES (UINT64_C(2) << 30)
+
+static uint64_t free_bytes(void) {
+    size_t free = 0, total = 0;
+    return driver.mem_get_info(&free, &total) == CUDA_SUCCESS ? free : 0;
+}
+
+/* What is known before a context is made. */
+struct birth {
+    uint64_t bytes;        /* taken */
+    uint64_t before_bytes; /* free on the device; 0: cannot be asked */
+};
+
+static bool announce(struct birth *birth) {
+    birth->bytes = gate_context_bytes();
+    birth->before_bytes = 0;
+    if (birth->bytes == 0) {
+        birth->bytes = CONTEXT_BYTES;
+        birth->before_bytes = quota_current_context() == NULL ? 0 : free_bytes();
+    }
+    return quota_take(birth->bytes);
+}
+
+/* A context that turns out to cost more than was left is kept: it is there, and the next allocation
+ * will be refused. */
+static void correct(struct birth *birth) {
+    uint64_t after_bytes = birth->before_bytes == 0 ? 0 : free_bytes();
+    if (after_bytes == 0 || after_bytes >= birth->before_bytes ||
+        birth->before_bytes - after_bytes > MOST_CONTEXT_BYTES)
+        return;
+    uint64_t cost_bytes = birth->before_bytes - after_bytes;
+    if (cost_bytes > birth->bytes && !quota_take(cost_bytes - birth->bytes))
+        return;
+    if (cost_bytes < birth->bytes)
+        quota_give(birth->bytes - cost_bytes);
+    birth->bytes = cost_bytes;
+}
+
+static void know(CUcontext context) {
+    account_lock();
+    context_of(context);
+    if (context_several())
+        atomic_fetch_or(&attention, ATTENTION_CONTEXTS);
+    account_unlock();
+}
+
+static CUresult settle(enum hook_index hook, CUresult result, CUcontext *context,
+                       struct birth *birth) {
+    if (result == CUDA_SUCCESS) {
+        correct(birth);
+        know(*context);
+    }
+    struct ledger_entry entry = {.kind = LEDGER_CONTEXT, .bytes = birth->bytes};
+    if (result == CUDA_SUCCESS) {
+        entry.key = (uint64_t)(uintptr_t)*context;
+        entry.context = *context;
+    }
+    return quota_settle_taken(hook, result, &entry);
+}
+
+CUresult on_ctx_create(enum hook_index hook, CUcontext *context, unsigned int flags,
+                       CUdevice device) {
+    struct birth birth;
+    if (!launch_gated())
+        return REAL_OF(hook, cuCtxCreate_v2)(context, flags, device);
+    if (!announce(&birth))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    return settle(hook, REAL_OF(hook, cuCtxCreate_v2)(context, flags, device), context, &birth);
+}
+
+CUresult on_ctx_create_v3(enum hook_index hook, CUcontext *context, void *affinity, int count,
+                          unsigned int flags, CUdevice device) {
+    struct birth birth;
+    fn_cuCtxCreate_v3 real = REAL_OF(hook, cuCtxCreate_v3);
+    if (!launch_gated())
+        return real(context, affinity, count, flags, device);
+    if (!announce(&birth))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    return settle(hook, real(context, affinity, count, flags, device), context, &birth);
+}
+
+CUresult on_ctx_create_v4(enum hook_index hook, CUcontext *context, void *parameters,
+                          unsigned int flags, CUdevice device) {
+    struct birth birth;
+    fn_cuCtxCreate_v4 real = REAL_OF(hook, cuCtxCreate_v4);
+    if (!launch_gated())
+        return real(context, parameters, flags, device);
+    if (!announce(&birth))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    return settle(hook, real(context, parameters, flags, device), context, &birth);
+}
+
+/* Nothing of the context may be touched any more: its events are gone with it. */
+static void abandon_in(struct lane *lane, void *context) {
+    if (lane->context == context) {
+        group_abandon(lane);
+        lane->context = NULL;
+    }
+}
+
+static void leave(CUcontext context) {
+    lane_each(abandon_in, context, true);
+    account_lock();
+    context_forget(context);
+    if (!context_several())
+        atomic_fetch_and(&attention, ~(uint32_t)ATTENTION_CONTEXTS);
+    account_unlock();
+}
+
+CUresult on_ctx_destroy(enum hook_index hook, CUcontext context) {
+    bool gated = launch_gated();
+    if (gated && context != NULL)
+        leave(context);
+    CUresult result = REAL_OF(hook, cuCtxDestroy_v2)(context);
+    if (gated && result == CUDA_SUCCESS)
+        quota_context_gone(context);
+    return result;
+}
+
+/* ---- primary contexts: one per device, there while somebody retains it
+ * --------------------------- */
+
+enum { DEVICES = 64 };
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static CUcontext primary[DEVICES]; /* NULL: not there, or not ours to count */
+static bool being_made[DEVICES];
+
+static bool is_active(CUdevice device) {
+    unsigned int flags;
+    int active = 0;
+    return driver.primary_ctx_state(device, &flags, &active) == CUDA_SUCCESS && active;
+}
+
+/* Whether this call makes the context; threads may race for it. */
+static bool makes(CUdevice device) {
+    pthread_mutex_lock(&lock);
+    bool first = !being_made[device] && !is_active(device);
+    being_made[device] |= first;
+    pthread_mutex_unlock(&lock);
+    return first;
+}
+
+static void made(CUdevice device, CUcontext context) {
+    pthread_mutex_lock(&lock);
+    being_made[device] = false;
+    primary[device] = context;
+    pthread_mutex_unlock(&lock);
+}
+
+CUresult on_primary_ctx_retain(enum hook_index hook, CUcontext *context, CUdevice device) {
+    fn_cuDevicePrimaryCtxRetain real = REAL_OF(hook, cuDevicePrimaryCtxRetain);
+    if (!launch_gated() || device < 0 || device >= DEVICES || !makes(device))
+        return real(context, device);
+    struct birth birth;
+    if (!announce(&birth)) {
+        made(device, NULL);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    CUresult result = settle(hook, real(context, device), context, &birth);
+    made(device, result == CUDA_SUCCESS ? *context : NULL);
+    return result;
+}
+
+/* Release and reset alike: what counts is whether the context is still there. */
+CUresult on_primary_ctx_release(enum hook_index hook, CUdevice device) {
+    bool gated = launch_gated() && device >= 0 && device < DEVICES;
+    CUresult result = REAL_OF(hook, cuDevicePrimaryCtxRelease)(device);
+    if (!gated || result != CUDA_SUCCESS || is_active(device))
+        return result;
+    pthread_mutex_lock(&lock);
+    CUcontext gone = primary[device];
+    primary[device] = NULL;
+    pthread_mutex_unlock(&lock);
+    if (gone != NULL) {
+        leave(gone);
+        quota_context_gone(gone);
+    }
+    return result;
+}

@@ -1,0 +1,37 @@
+#include "settings.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct settings read_once;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/* A value that is too long names no file: it stays empty, and what was to be there is missing. */
+static bool copy(char target[PATH_MAX], const char *name) {
+    const char *value = getenv(name);
+    if (value == NULL)
+        return false;
+    if (strlen(value) < PATH_MAX)
+        strcpy(target, value);
+    return true;
+}
+
+static void read_environment(void) {
+    bool device = copy(read_once.device_dir, "XCUDA_DEVICE_DIR");
+    bool job = copy(read_once.job_dir, "XCUDA_JOB_DIR");
+    copy(read_once.log, "XCUDA_LOG");
+    const char *mode = getenv("XCUDA_MODE");
+    bool offline = mode != NULL && strcmp(mode, "offline") == 0;
+    read_once.mode = device || job || offline ? MODE_OFFLINE : MODE_INERT;
+}
+
+const struct settings *settings(void) {
+    pthread_once(&once, read_environment);
+    return &read_once;
+}
+
+/* Programs may clear their environment in main. */
+__attribute__((constructor)) static void read_early(void) {
+    settings();
+}

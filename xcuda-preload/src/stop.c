@@ -1,0 +1,231 @@
+#include "stop.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "symbols.h"
+#include "warden.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+typedef int (*sigaction_function)(int, const struct sigaction *, struct sigaction *);
+typedef void (*handler_function)(int);
+typedef handler_function (*signal_function)(int, handler_function);
+
+/* One of the two signals: whether the handler in the kernel is ours, and what the program believes
+ * to be there instead. */
+struct disposition {
+    int number;
+    bool ours;
+    struct sigaction believed; /* while ours */
+};
+
+static struct disposition dispositions[] = {{.number = SIGTERM}, {.number = SIGINT}};
+enum { DISPOSITIONS = sizeof dispositions / sizeof *dispositions };
+
+static _Atomic bool started;
+static _Atomic pid_t process; /* whose handlers they are: children of vfork share our memory */
+
+/* Held for a few instructions with all signals blocked: sigaction may be called by handlers. */
+static atomic_flag lock = ATOMIC_FLAG_INIT;
+
+static void acquire(sigset_t *before) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, before);
+    while (atomic_flag_test_and_set_explicit(&lock, memory_order_acquire))
+        sched_yield();
+}
+
+static void release(const sigset_t *before) {
+    atomic_flag_clear_explicit(&lock, memory_order_release);
+    pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
+static void *next_symbol(const char *name) {
+    return symbols_real_dlsym(RTLD_NEXT, name);
+}
+
+static int real_sigaction(int number, const struct sigaction *new, struct sigaction *old) {
+    static _Atomic(sigaction_function) known;
+    sigaction_function function = atomic_load_explicit(&known, memory_order_relaxed);
+    if (function == NULL) {
+        function = (sigaction_function)next_symbol("sigaction");
+        atomic_store_explicit(&known, function, memory_order_relaxed);
+    }
+    return function(number, new, old);
+}
+
+static struct disposition *disposition_of(int number) {
+    for (int i = 0; i < DISPOSITIONS; i++) {
+        if (dispositions[i].number == number)
+            return &dispositions[i];
+    }
+    return NULL;
+}
+
+static bool is_default(const struct sigaction *action) {
+    return !(action->sa_flags & SA_SIGINFO) && action->sa_handler == SIG_DFL;
+}
+
+static void set_default(int number) {
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    real_sigaction(number, &action, NULL);
+}
+
+/* Ends the process as the default does, from a thread that has all signals blocked. */
+void stop_let_through(int number) {
+    sigset_t only;
+    sigemptyset(&only);
+    sigaddset(&only, number);
+    for (;;) { /* until no thread of the program puts a handler there in between */
+        set_default(number);
+        syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), number);
+        pthread_sigmask(SIG_UNBLOCK, &only, NULL);
+        pthread_sigmask(SIG_BLOCK, &only, NULL);
+    }
+}
+
+/* Returns to the program, whose threads may be in the driver, where the warden must not find them
+ * asleep. Another process with this handler is a child that has not called exec yet. */
+static void on_stop(int number) {
+    int before = errno;
+    if (getpid() != atomic_load(&process) || !warden_stop_by(number)) {
+        set_default(number);
+        syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), number); /* blocked until we return */
+    }
+    errno = before;
+}
+
+/* SA_ONSTACK: some programs have stacks too small for a handler. SA_RESTART: the program, which
+ * would be dead by now, shall not see that a signal came. */
+static void take(struct disposition *disposition, const struct sigaction *believed) {
+    struct sigaction action = {.sa_handler = on_stop, .sa_flags = SA_RESTART | SA_ONSTACK};
+    sigemptyset(&action.sa_mask);
+    if (real_sigaction(disposition->number, &action, NULL) == 0) {
+        disposition->ours = true;
+        disposition->believed = *believed;
+    }
+}
+
+static void take_if_default(struct disposition *disposition) {
+    struct sigaction now;
+    if (real_sigaction(disposition->number, NULL, &now) == 0 && is_default(&now))
+        take(disposition, &now);
+}
+
+void stop_reclaim(void) {
+    sigset_t before;
+    acquire(&before);
+    for (int i = 0; i < DISPOSITIONS; i++)
+        take_if_default(&dispositions[i]);
+    release(&before);
+}
+
+void stop_start(void) {
+    atomic_store(&process, getpid());
+    stop_reclaim();
+    atomic_store(&started, true);
+}
+
+void stop_forget_all(void) {
+    atomic_flag_clear(&lock);
+    atomic_store(&started, false);
+    for (int i = 0; i < DISPOSITIONS; i++) {
+        if (dispositions[i].ours)
+            real_sigaction(dispositions[i].number, &dispositions[i].believed, NULL);
+        dispositions[i].ours = false;
+    }
+}
+
+/* ---- what the program calls ---------------------------------------------------------------------
+ */
+
+static int change(struct disposition *disposition, const struct sigaction *new,
+                  struct sigaction *old) {
+    struct sigaction was, wanted = new != NULL ? *new : (struct sigaction){.sa_handler = SIG_DFL};
+    int result = real_sigaction(disposition->number, NULL, &was);
+    if (disposition->ours && result == 0)
+        was = disposition->believed;
+    if (result == 0 && new != NULL) {
+        if (is_default(&wanted)) {
+            take(disposition, &wanted);
+        } else {
+            result = real_sigaction(disposition->number, &wanted, NULL);
+            disposition->ours = disposition->ours && result != 0;
+        }
+    }
+    if (result == 0 && old != NULL)
+        *old = was;
+    return result;
+}
+
+EXPORT int sigaction(int number, const struct sigaction *restrict new,
+                     struct sigaction *restrict old) {
+    struct disposition *disposition = disposition_of(number);
+    if (disposition == NULL || !atomic_load_explicit(&started, memory_order_acquire) ||
+        getpid() != atomic_load(&process))
+        return real_sigaction(number, new, old);
+    sigset_t before;
+    acquire(&before);
+    int result = change(disposition, new, old);
+    release(&before);
+    return result;
+}
+
+/* The C library's signal functions call its own sigaction. */
+static handler_function signal_by(const char *name, int number, handler_function handler,
+                                  int flags) {
+    signal_function real = (signal_function)next_symbol(name);
+    struct disposition *disposition = disposition_of(number);
+    if (disposition == NULL || !atomic_load_explicit(&started, memory_order_acquire))
+        return real(number, handler);
+    struct sigaction old;
+    if (handler == SIG_DFL) {
+        struct sigaction action = {.sa_handler = SIG_DFL, .sa_flags = flags};
+        sigemptyset(&action.sa_mask);
+        if (!(flags & SA_NODEFER))
+            sigaddset(&action.sa_mask, number);
+        return sigaction(number, &action, &old) == 0 ? old.sa_handler : SIG_ERR;
+    }
+    if (sigaction(number, NULL, &old) != 0)
+        return SIG_ERR;
+    sigset_t before;
+    acquire(&before);
+    handler_function result = real(number, handler);
+    if (result != SIG_ERR && disposition->ours) {
+        disposition->ours = false;
+        result = old.sa_handler;
+    }
+    release(&before);
+    return result;
+}
+
+/* The manual says which flags each of them means. */
+EXPORT handler_function signal(int number, handler_function handler) {
+    return signal_by("signal", number, handler, SA_RESTART);
+}
+
+EXPORT handler_function bsd_signal(int number, handler_function handler) {
+    return signal_by("bsd_signal", number, handler, SA_RESTART);
+}
+
+EXPORT handler_function ssignal(int number, handler_function handler) {
+    return signal_by("ssignal", number, handler, SA_RESTART);
+}
+
+EXPORT handler_function sysv_signal(int number, handler_function handler) {
+    return signal_by("sysv_signal", number, handler, (int)(SA_RESETHAND | SA_NODEFER));
+}
+
+EXPORT handler_function __sysv_signal(int number, handler_function handler) {
+    return signal_by("__sysv_signal", number, handler, (int)(SA_RESETHAND | SA_NODEFER));
+}

@@ -1,0 +1,111 @@
+/* Streams and graphs that go, and callbacks. */
+#include <stdlib.h>
+
+#include "capture.h"
+#include "clock.h"
+#include "driver.h"
+#include "estimate.h"
+#include "group.h"
+#include "job.h"
+#include "launch.h"
+#include "work.h"
+
+/* The next graph may get the same handle. */
+CUresult on_graph_exec_destroy(enum hook_index hook, CUgraphExec graph) {
+    if (launch_gated())
+        estimate_forget(work_graph(graph));
+    return REAL_OF(hook, cuGraphExecDestroy)(graph);
+}
+
+/* What is in the stream is still done: the marks behind it tell when. */
+static void close_in(struct lane *lane, void *stream) {
+    if (lane->open && atomic_load_explicit(&lane->stream, memory_order_relaxed) == (CUstream)stream)
+        group_close(lane, clock_now_ns());
+}
+
+CUresult on_stream_destroy(enum hook_index hook, CUstream stream) {
+    if (launch_gated() && stream != NULL && !(capture_any() && capture_covers(stream))) {
+        int mode = capture_relax();
+        lane_each(close_in, stream, true);
+        capture_restore(mode);
+    }
+    return REAL_OF(hook, cuStreamDestroy)(stream);
+}
+
+/* ---- callbacks ---------------------------------------------------------------------------------
+ */
+
+/* The driver allows no calls in a callback, and tells so. Were such a call held up at the gate, the
+ * stream would wait for it, and it for the stream. */
+struct callback {
+    CUhostFn host;
+    CUstreamCallback stream;
+    void *data;
+};
+
+static struct callback *wrap(CUhostFn host, CUstreamCallback stream, void *data) {
+    struct callback *callback = malloc(sizeof *callback);
+    if (callback != NULL)
+        *callback = (struct callback){host, stream, data};
+    return callback;
+}
+
+/* Called once: a stream that is captured, whose callbacks may run any number of times, gets the
+ * program's own function. */
+static void run_host(void *wrapped) {
+    struct callback callback = *(struct callback *)wrapped;
+    free(wrapped);
+    self.in_callback++;
+    callback.host(callback.data);
+    self.in_callback--;
+}
+
+static void run_stream(CUstream stream, CUresult status, void *wrapped) {
+    struct callback callback = *(struct callback *)wrapped;
+    free(wrapped);
+    self.in_callback++;
+    callback.stream(stream, status, callback.data);
+    self.in_callback--;
+}
+
+static bool runs_once(CUstream stream, const void *function) {
+    return launch_gated() && function != NULL && !(capture_any() && capture_covers(stream));
+}
+
+CUresult on_launch_host_func(enum hook_index hook, CUstream stream, CUhostFn function, void *data) {
+    fn_cuLaunchHostFunc real = REAL_OF(hook, cuLaunchHostFunc);
+    struct callback *callback =
+        runs_once(stream, (void *)function) ? wrap(function, NULL, data) : NULL;
+    if (callback == NULL)
+        return REAL_OF(hook, cuLaunchHostFunc)(stream, function, data);
+    CUresult result = real(stream, run_host, callback);
+    if (result != CUDA_SUCCESS)
+        free(callback);
+    return result;
+}
+
+CUresult on_launch_host_func_v2(enum hook_index hook, CUstream stream, CUhostFn function,
+                                void *data, unsigned int mode) {
+    fn_cuLaunchHostFunc_v2 real = REAL_OF(hook, cuLaunchHostFunc_v2);
+    struct callback *callback =
+        runs_once(stream, (void *)function) ? wrap(function, NULL, data) : NULL;
+    if (callback == NULL)
+        return REAL_OF(hook, cuLaunchHostFunc_v2)(stream, function, data, mode);
+    CUresult result = real(stream, run_host, callback, mode);
+    if (result != CUDA_SUCCESS)
+        free(callback);
+    return result;
+}
+
+CUresult on_stream_add_callback(enum hook_index hook, CUstream stream, CUstreamCallback function,
+                                void *data, unsigned int flags) {
+    fn_cuStreamAddCallback real = REAL_OF(hook, cuStreamAddCallback);
+    struct callback *callback =
+        runs_once(stream, (void *)function) ? wrap(NULL, function, data) : NULL;
+    if (callback == NULL)
+        return REAL_OF(hook, cuStreamAddCallback)(stream, function, data, flags);
+    CUresult result = real(stream, run_stream, callback, flags);
+    if (result != CUDA_SUCCESS)
+        free(callback);
+    return result;
+}
