@@ -15,21 +15,21 @@
 #include "mps_control.h"
 #include "mps_log.h"
 
-enum { CONNECTIONS = 64 };
+enum { WAITING_FRONT_ENDS = 16 };
 
 /* While no server runs, a process that wants one says so on a device, where nobody can poll for it
  * beside sockets; and a server that ends waits for its clients, which may die without a word. So
  * the daemon looks this often then, and never once a server serves. */
 enum { LOOK_MS = 10 };
 
-/* Places in the list that is polled; the connections follow. */
-enum { AT_LISTENER, AT_SIGNALS, AT_SERVER, AT_CONNECTIONS };
+/* Places in the list that is polled. */
+enum { AT_LISTENER, AT_SIGNALS, AT_SERVER, AT_FRONT_END, POLLED };
 
 struct service {
     struct mps_daemon daemon;
     int listener;
     int signals;
-    int connections[CONNECTIONS]; /* -1: free */
+    int front_end; /* -1: none is connected */
 };
 
 /* --- Servers --- */
@@ -108,17 +108,19 @@ static bool caller_of(int connection, struct mps_caller *caller) {
     return true;
 }
 
-static void accept_connection(struct service *service) {
+/* One at a time: NVIDIA's daemon drops a second front end, mostly with an error, sometimes without
+ * a word. Whoever shares a daemon has to try again. */
+static void accept_front_end(struct service *service) {
     int connection = accept4(service->listener, NULL, NULL, SOCK_CLOEXEC);
     if (connection < 0)
         return;
-    for (unsigned i = 0; i < CONNECTIONS; i++)
-        if (service->connections[i] < 0) {
-            service->connections[i] = connection;
-            mps_log("NEW UI");
-            return;
-        }
-    close(connection); /* sixty-four front ends are enough */
+    if (service->front_end >= 0) {
+        mps_log("Refused a second UI");
+        close(connection);
+        return;
+    }
+    mps_log("NEW UI");
+    service->front_end = connection;
 }
 
 static void log_lines(const char *text) {
@@ -144,32 +146,25 @@ static bool serve(struct mps_daemon *daemon, int connection) {
     return send(connection, answer.text, answer.length, MSG_NOSIGNAL | MSG_DONTWAIT) > 0;
 }
 
-static void serve_connections(struct service *service, const struct pollfd *polled) {
-    for (unsigned i = 0; i < CONNECTIONS; i++) {
-        int connection = service->connections[i];
-        if (connection < 0 || polled[i].fd != connection || polled[i].revents == 0)
-            continue;
-        if (serve(&service->daemon, connection))
-            continue;
-        mps_log("UI closed");
-        close(connection);
-        service->connections[i] = -1;
-    }
+static void serve_front_end(struct service *service) {
+    if (serve(&service->daemon, service->front_end))
+        return;
+    mps_log("UI closed");
+    close(service->front_end);
+    service->front_end = -1;
 }
 
 static void loop(struct service *service) {
     struct mps_daemon *daemon = &service->daemon;
-    struct pollfd polled[AT_CONNECTIONS + CONNECTIONS];
+    struct pollfd polled[POLLED];
     while (tend(daemon)) {
-        polled[AT_LISTENER] = (struct pollfd){.fd = service->listener, .events = POLLIN};
-        polled[AT_SIGNALS] = (struct pollfd){.fd = service->signals, .events = POLLIN};
         int channel =
             daemon->server.pid != 0 && !daemon->server.ready ? daemon->server.channel : -1;
+        polled[AT_LISTENER] = (struct pollfd){.fd = service->listener, .events = POLLIN};
+        polled[AT_SIGNALS] = (struct pollfd){.fd = service->signals, .events = POLLIN};
         polled[AT_SERVER] = (struct pollfd){.fd = channel, .events = POLLIN};
-        for (unsigned i = 0; i < CONNECTIONS; i++)
-            polled[AT_CONNECTIONS + i] =
-                (struct pollfd){.fd = service->connections[i], .events = POLLIN};
-        if (poll(polled, AT_CONNECTIONS + CONNECTIONS, patience_ms(daemon)) < 0)
+        polled[AT_FRONT_END] = (struct pollfd){.fd = service->front_end, .events = POLLIN};
+        if (poll(polled, POLLED, patience_ms(daemon)) < 0)
             continue;
         if (polled[AT_SERVER].revents != 0)
             mps_server_listen(&daemon->server);
@@ -178,9 +173,11 @@ static void loop(struct service *service) {
             if (read(service->signals, &info, sizeof info) > 0)
                 reap_server(daemon);
         }
+        /* First whoever leaves, then who comes after. */
+        if (polled[AT_FRONT_END].revents != 0)
+            serve_front_end(service);
         if (polled[AT_LISTENER].revents != 0)
-            accept_connection(service);
-        serve_connections(service, polled + AT_CONNECTIONS);
+            accept_front_end(service);
     }
 }
 
@@ -231,7 +228,7 @@ static int listen_for_front_ends(const struct mps_paths *paths) {
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     unlink(address.sun_path); /* left by a daemon that was killed: we hold its lock */
     if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
-        chmod(address.sun_path, 0666) != 0 || listen(fd, CONNECTIONS) != 0)
+        chmod(address.sun_path, 0666) != 0 || listen(fd, WAITING_FRONT_ENDS) != 0)
         return -1;
     return fd;
 }
@@ -298,8 +295,7 @@ static int set_up(struct service *service, bool foreground) {
     if (service->listener < 0 || service->signals < 0)
         return refuse("Cannot listen in CUDA_MPS_PIPE_DIRECTORY=%s", paths->pipe_dir);
     write_pid(paths);
-    for (unsigned i = 0; i < CONNECTIONS; i++)
-        service->connections[i] = -1;
+    service->front_end = -1;
     daemon->owner = geteuid();
     daemon->quit_ns = SIMGPU_NEVER;
     daemon->defaults = limits_from_environment();

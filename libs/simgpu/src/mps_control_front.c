@@ -50,8 +50,8 @@ int mps_front_end(void) {
             break;
         }
         ssize_t bytes = recv(daemon, answer, sizeof answer, 0);
-        if (bytes <= 0)
-            status = complain("Lost the connection to the MPS control daemon process");
+        if (bytes <= 0) /* another front end is being served, or the daemon died */
+            status = complain("Cannot send command to MPS control daemon process");
         else if (answer[0] == MPS_QUITTED)
             break;
         else

@@ -10,10 +10,10 @@
 #include "nvml_kinds.h"
 
 /* What NVML says of itself, of the driver and of CUDA. */
-#define NVML_DRIVER_VERSION "570.124.06"
-#define NVML_DRIVER_BRANCH  "r570"
-#define NVML_NVML_VERSION   "12." NVML_DRIVER_VERSION
-enum { NVML_CUDA_VERSION = 12080 };
+#define NVML_DRIVER_VERSION "580.95.05"
+#define NVML_DRIVER_BRANCH  "r580"
+#define NVML_NVML_VERSION   "13." NVML_DRIVER_VERSION
+enum { NVML_CUDA_VERSION = 13000 };
 
 struct nvmlDevice_st {
     struct simgpu gpu;

@@ -1,12 +1,18 @@
 """What the tests of the simulated GPU share: its native parts, built once, and a directory for devices."""
 
+import contextlib
+import ctypes
 import fcntl
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
+import pynvml
 import pytest
+
+from muxflow_simgpu import DIR_VARIABLE, SimulatedMachine, native_dir
 
 ROOM = Path(__file__).parents[1]
 
@@ -38,3 +44,21 @@ def machine_dir() -> Iterator[Path]:
     """A fresh directory for devices, in memory."""
     with tempfile.TemporaryDirectory(prefix="simgpu-", dir="/dev/shm") as path:
         yield Path(path)
+
+
+@pytest.fixture
+def machine(native: Path, machine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedMachine]:
+    """A simulated machine without devices, which libraries in this process would find."""
+    monkeypatch.setenv(DIR_VARIABLE, str(machine_dir))
+    with SimulatedMachine(machine_dir) as machine:
+        yield machine
+
+
+@pytest.fixture
+def nvml(machine: SimulatedMachine) -> Iterator[ModuleType]:
+    """`pynvml` over our library, which is loaded before it looks for one; `nvmlInit` is up to the test."""
+    ctypes.CDLL(str(native_dir() / "libnvidia-ml.so.1"))
+    yield pynvml
+    with contextlib.suppress(pynvml.NVMLError):
+        while True:
+            pynvml.nvmlShutdown()
