@@ -54,9 +54,9 @@ static int copy_in(const struct mux_job *job, size_t offset, const void *own, si
 
 /* Tries to lock the slot's bytes, by an open file description of this call alone: other threads and
  * processes exclude each other, and closing it ends the lock. */
-static bool lock_slot(int fd, unsigned slot) {
+static bool lock_slot(int fd, unsigned slot, short type) {
     struct flock lock = {
-        .l_type = F_WRLCK,
+        .l_type = type,
         .l_whence = SEEK_SET,
         .l_start = (off_t)slot_offset(slot),
         .l_len = sizeof(struct mux_process_slot),
@@ -64,9 +64,7 @@ static bool lock_slot(int fd, unsigned slot) {
     return fcntl(fd, F_OFD_SETLK, &lock) == 0;
 }
 
-static int claim_slot(struct mux_job *job, int fd, unsigned slot) {
-    if (!lock_slot(fd, slot))
-        return EAGAIN;
+static int take(struct mux_job *job, unsigned slot) {
     uint64_t owner;
     int error = copy_out(job, slot_offset(slot), &owner, OWNER_BYTES);
     if (error)
@@ -74,8 +72,17 @@ static int claim_slot(struct mux_job *job, int fd, unsigned slot) {
     if (owner && owner != job->owner && mux_owner_lives(owner))
         return EAGAIN;
     struct mux_process_slot fresh = {.owner = job->owner};
-    error = copy_in(job, slot_offset(slot), &fresh, sizeof fresh);
     job->slot = slot;
+    return copy_in(job, slot_offset(slot), &fresh, sizeof fresh);
+}
+
+/* Who finds a slot locked goes on to the next: somebody else is about to take it, or sees that it
+ * is not to be had. */
+static int claim_slot(struct mux_job *job, int fd, unsigned slot) {
+    if (!lock_slot(fd, slot, F_WRLCK))
+        return EAGAIN;
+    int error = take(job, slot);
+    lock_slot(fd, slot, F_UNLCK);
     return error;
 }
 
@@ -114,7 +121,7 @@ int mux_job_claim(struct mux_job *job, const char *job_dir) {
         job->owner = mux_owner_of(getpid());
         error = job->owner ? claim_any(job, fd) : ESRCH;
     }
-    close(fd); /* ends the locks as well */
+    close(fd);
     if (error) {
         job->owner = 0;
         mux_job_release(job);
@@ -157,6 +164,8 @@ int mux_job_publish(const struct mux_job *job, const struct mux_process_slot *co
 }
 
 int mux_job_read(const struct mux_job *job, struct mux_process_slot slots[MUX_JOB_SLOTS]) {
+    if (!job->address)
+        return EFAULT;
     return copy_out(job, slot_offset(0), slots, MUX_JOB_SLOTS * sizeof *slots);
 }
 
