@@ -36,6 +36,7 @@ _MPS_STATES: Final = (
     MpsState.READY,
     MpsState.FAULTED,
     MpsState.STOPPING,
+    MpsState.CLOSING,
 )
 """From 1 on, as ``enum simgpu_mps_state``."""
 

@@ -36,6 +36,8 @@ class MpsState(StrEnum):
     READY = "ready"
     FAULTED = "faulted"
     STOPPING = "stopping"
+    CLOSING = "closing"
+    """Serves whom it has, and takes nobody new."""
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):

@@ -162,10 +162,15 @@ static void bury_the_dead(struct simgpu *gpu) {
         struct simgpu_mps *mps = &device->mps[i];
         if (mps->state == SIMGPU_MPS_FREE)
             continue;
-        if (!simgpu_life_is_held(gpu, SIMGPU_LIFE_MPS_CONTROL + i))
-            simgpu_mps_unregister(device, i);
-        else if (mps->server_pid && !simgpu_life_is_held(gpu, SIMGPU_LIFE_MPS_SERVER + i))
+        bool serves = mps->server_pid && simgpu_life_is_held(gpu, SIMGPU_LIFE_MPS_SERVER + i);
+        if (mps->server_pid && !serves)
             simgpu_mps_server_stopped(device, i);
+        if (simgpu_life_is_held(gpu, SIMGPU_LIFE_MPS_CONTROL + i))
+            continue;
+        if (serves)
+            mps->pipe_hash = 0; /* goes on for the clients that it has */
+        else
+            simgpu_mps_unregister(device, i);
     }
 }
 

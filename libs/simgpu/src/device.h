@@ -225,6 +225,7 @@ struct simgpu_event {
     uint32_t client;
     uint64_t id; /* never reused */
     uint64_t client_id;
+    uint64_t context_id; /* of the context in which it was made */
     uint32_t stream; /* the newest record lies in this stream at this sequence; NONE: never */
     uint32_t next;   /* derived: of the free list */
     uint64_t sequence;
@@ -270,7 +271,8 @@ enum simgpu_mps_state {
     SIMGPU_MPS_STARTING,
     SIMGPU_MPS_READY,
     SIMGPU_MPS_FAULTED, /* back to READY when all clients that were hit are gone */
-    SIMGPU_MPS_STOPPING,
+    SIMGPU_MPS_STOPPING, /* its clients are being failed: to be completed if the lock's owner dies */
+    SIMGPU_MPS_CLOSING,  /* serves whom it has, and takes nobody new */
 };
 
 struct simgpu_mps {

@@ -124,7 +124,7 @@ static bool quit(struct call *call) {
     daemon->quitting = true;
     daemon->quitter = call->caller->connection;
     /* Who is there may finish; nobody comes in. */
-    mps_devices_set_state(&daemon->devices, SIMGPU_MPS_READY, SIMGPU_MPS_STOPPING);
+    mps_devices_set_state(&daemon->devices, SIMGPU_MPS_READY, SIMGPU_MPS_CLOSING);
     return false;
 }
 

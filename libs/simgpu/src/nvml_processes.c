@@ -11,11 +11,6 @@ struct process {
     uint64_t memory_bytes;
 };
 
-static bool has_server(const struct simgpu_mps *mps) {
-    return mps->state == SIMGPU_MPS_READY || mps->state == SIMGPU_MPS_FAULTED ||
-           mps->state == SIMGPU_MPS_STOPPING;
-}
-
 /* Processes with a context: those of MPS, or the others and the MPS servers. */
 static unsigned collect(nvmlDevice_t device, bool mps, struct process found[PROCESSES_MAX]) {
     unsigned count = 0;
@@ -30,7 +25,7 @@ static unsigned collect(nvmlDevice_t device, bool mps, struct process found[PROC
                 (struct process){client->pid, client->context_bytes + client->memory_bytes};
     }
     for (unsigned i = 0; i < SIMGPU_MPS_RECORDS && !mps; i++)
-        if (has_server(&model->mps[i]))
+        if (model->mps[i].state != SIMGPU_MPS_FREE && model->mps[i].server_pid != 0)
             /* Its own memory is not modelled: that of its clients counts as theirs. */
             found[count++] = (struct process){model->mps[i].server_pid, 0};
     simgpu_unlock(&device->gpu);

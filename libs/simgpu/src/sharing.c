@@ -30,7 +30,10 @@ int simgpu_mps_register(struct simgpu *gpu, const char *pipe_directory) {
     if (old != SIMGPU_NONE) {
         if (simgpu_life_is_held(gpu, SIMGPU_LIFE_MPS_CONTROL + old))
             return -EEXIST;
-        simgpu_mps_unregister(device, old);
+        if (simgpu_life_is_held(gpu, SIMGPU_LIFE_MPS_SERVER + old))
+            device->mps[old].pipe_hash = 0; /* goes on for the clients that it has */
+        else
+            simgpu_mps_unregister(device, old);
     }
     uint32_t slot = 0;
     while (slot < SIMGPU_MPS_RECORDS && device->mps[slot].state != SIMGPU_MPS_FREE)
@@ -93,7 +96,7 @@ void simgpu_mps_unregister(struct simgpu_device *device, uint32_t slot) {
 
 void simgpu_mps_fault(struct simgpu_device *device, uint32_t slot, int32_t error) {
     struct simgpu_mps *mps = &device->mps[slot];
-    if (mps->state != SIMGPU_MPS_READY)
+    if (mps->state != SIMGPU_MPS_READY && mps->state != SIMGPU_MPS_CLOSING)
         return;
     mps->fault_error = error;
     mps->faults++;
