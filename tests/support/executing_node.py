@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from muxflow.contracts import Checkpoint, Launch, RunEvent, RunExited, Slot
+from muxflow_device.rundir import RunDirectory
 from muxflow_executor.attempts import AttemptDirectory, AttemptStore
 from muxflow_executor.launch import RunnerSettings
 from muxflow_executor.process_runner import ProcessRunner
 from muxflow_executor.processes import RUN_ID
+from muxflow_executor.protection import Protection
 from muxflow_executor.shim.records import boot_id, boottime_ns
 
 SECOND_NS = 10**9
@@ -25,8 +27,11 @@ GPU = "GPU-1"
 class Node:
     """One state directory, and the runner that has it now."""
 
-    def __init__(self, root: Path, **settings: Any) -> None:
+    def __init__(self, root: Path, *, run: RunDirectory | None = None, **settings: Any) -> None:
         self.root = root
+        self.protection = Protection(run) if run is not None else None
+        if self.protection is not None:
+            self.protection.open()
         self.state_dir = root / "state"
         self.secrets_dir = root / "secrets"
         self.state_dir.mkdir()
@@ -47,7 +52,9 @@ class Node:
         self.hold_lease(120)
 
     def _make_runner(self) -> ProcessRunner:
-        return ProcessRunner(self.store, self.settings, on_change=lambda: None, on_failure=self._failed)
+        return ProcessRunner(
+            self.store, self.settings, protection=self.protection, on_change=lambda: None, on_failure=self._failed
+        )
 
     def _failed(self, error: BaseException) -> None:
         raise error  # into the event loop's log; what waits for the task runs into its deadline
@@ -104,6 +111,8 @@ class Node:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await until(lambda: not self.processes())
+        if self.protection is not None:
+            self.protection.close()
         collect_children()
 
     def processes(self) -> list[int]:

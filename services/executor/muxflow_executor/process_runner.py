@@ -85,7 +85,8 @@ class ProcessRunner:
         self._prefix = f"{await asyncio.to_thread(self._store.mark)}.{encode_token(self._settings.node)}"
         directories = await asyncio.to_thread(lambda: list(self._store.scan()))
         if self._protection is not None:
-            await asyncio.to_thread(self._protection.sweep, {directory.key for directory in directories})
+            live = await asyncio.to_thread(lambda: {found.key for found in directories if found.ended() is None})
+            await asyncio.to_thread(self._protection.sweep, live)
         await asyncio.gather(*(self._adopt(directory) for directory in directories))
         await asyncio.to_thread(self._launcher.refill)
         self._spawn(self._watch_checkpoints())
@@ -97,6 +98,9 @@ class ProcessRunner:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for run in self.runs.values():
             run.release()
+            if run.job is not None:
+                run.job.close()
+                run.job = None
         self._launcher.close()
 
     def start(self, slot: Slot, gpu: str) -> None:

@@ -129,9 +129,9 @@ class Protection:
         if self._lock is not None:
             self._lock.close()
 
-    def sweep(self, known: Collection[Attempt]) -> None:
-        """Drop what an executor that was killed has left of attempts that nobody knows any more."""
-        names = {self._run.job(attempt).name for attempt in known}
+    def sweep(self, live: Collection[Attempt]) -> None:
+        """Drop what an executor that was killed has left of all other attempts."""
+        names = {self._run.job(attempt).name for attempt in live}
         for directory in self._run.jobs():
             if directory.name not in names:
                 directory.remove()

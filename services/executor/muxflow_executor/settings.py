@@ -21,11 +21,11 @@ class StopSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     checkpoint_longest_s: Annotated[float, Meta(ge=0, le=3600)] = _LADDER.checkpoint_longest_s
     """Longest time to save, whatever the job declares."""
     longest_s: Annotated[float, Meta(ge=0, le=3600)] = _LADDER.stop_longest_s
-    """Longest time between SIGTERM and SIGKILL, whatever the job declares."""
+    """Longest time to obey SIGTERM, whatever the job declares."""
     hard_grace_s: Annotated[float, Meta(gt=0, le=3600)] = _LADDER.hard_grace_s
     """The same when the online side cannot wait (hard Overlimit)."""
     disconnect_s: Annotated[float, Meta(gt=0, le=3600)] = _LADDER.disconnect_s
-    """How much of that time MPS has to disconnect the job before it is killed."""
+    """How long MPS may then take to let go of the job before it is killed."""
 
 
 class ExecutorSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

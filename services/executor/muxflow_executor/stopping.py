@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Final, NamedTuple
 
 import structlog
-from msgspec.structs import replace
 
 from muxflow_decisions.eviction import LadderPolicy, Step, ladder
 from muxflow_executor import checkpoints
@@ -25,8 +24,6 @@ _RECORD_S: Final = 1.0
 """How long SIGTERM waits for the disk to take the reason: without it the shim cannot say why it stopped its program."""
 _HUNG_S: Final = 10.0
 """A shim that was told to kill and is still there after this is killed itself."""
-_WITHOUT_MPS_S: Final = 0.001
-"""Time for MPS where it is not in use: the job's grace is not shortened for it."""
 
 
 class Passed(NamedTuple):
@@ -70,8 +67,6 @@ class Descent:
         if directory is None or self._run.ended is not None:
             self._tell(Step.ENDED, "there is nothing to stop")
             return
-        if self._run.job is None or not self._run.job.shared:
-            self._policy = replace(self._policy, disconnect_s=_WITHOUT_MPS_S)
         # Beside the ladder: a disk that is slow does not keep the gate open.
         self._recording = asyncio.create_task(self._record(directory, self._requests[0]))
         try:

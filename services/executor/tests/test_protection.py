@@ -1,0 +1,339 @@
+"""Attempts under xCUDA: their pages, their environment, and the steps of their stops.
+
+No GPU is needed: programs of these tests write their own slots into the job page, as xCUDA would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from executing_node import CHECKPOINT, GPU, Node, alive, until
+from muxflow.contracts import Attempt, RunCheckpointed, RunEvicted, RunExited, RunStarted, Slot, StopCause
+from muxflow_decisions.device.gate import GateState, JobPhase
+from muxflow_decisions.eviction import LadderPolicy, Step
+from muxflow_device import native
+from muxflow_device.pages import JobControl, JobOrder
+from muxflow_device.rundir import RunDirectory
+from muxflow_executor.protection import Protection
+
+ON_GPU = '''
+import os, signal, sys, time
+from muxflow_device.pages import JobControl
+from muxflow_device.pages.layout import RawJobPage, RawProcessSlot
+from muxflow_device.processes import owner_of
+from pathlib import Path
+
+PAGE = Path(os.environ["XCUDA_JOB_DIR"]) / "job"
+
+def say(inflight, drained=0):
+    """As xCUDA would, of this process."""
+    slot = RawProcessSlot(owner=owner_of(os.getpid()), inflight=inflight, drained=drained)
+    position = 0 if os.getpgid(0) == os.getpid() else 1
+    with PAGE.open("r+b") as page:
+        page.seek(RawJobPage.slots.offset + position * len(bytes(slot)))
+        page.write(bytes(slot))
+
+def gate():
+    order = JobControl.read(PAGE.with_name("control")).order
+    return f"{order.gate.state.name} {order.phase.name}"
+'''
+"""Begins the program of a job that uses the GPU."""
+
+
+def on_gpu(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", ON_GPU + code)
+
+
+@pytest.fixture
+async def protected(tmp_path: Path, run: RunDirectory) -> AsyncIterator[Node]:
+    node = Node(tmp_path, run=run, ladder=LadderPolicy(kill_again_s=0.1, disconnect_s=0.2))
+    await node.runner.open()
+    yield node
+    await node.end()
+
+
+def control(run: RunDirectory, slot: Slot) -> JobControl:
+    return JobControl.read(run.job(slot.key).control_page)
+
+
+def order(run: RunDirectory, slot: Slot) -> JobOrder:
+    return control(run, slot).order
+
+
+async def steps(node: Node, slot: Slot) -> list[Step]:
+    descent = node.runner.runs[slot.key].descent
+    assert descent is not None
+    async with asyncio.timeout(10):
+        return [passed.step async for passed in descent.follow()]
+
+
+async def test_program_finds_its_pages_and_the_library_that_obeys_them(protected: Node, run: RunDirectory) -> None:
+    slot = protected.start(
+        sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)), flush=True)", sm_share_pct=35
+    )
+    await protected.fact(RunExited)
+    seen = json.loads(protected.output())
+    device, job = run.device(GPU).path, run.job(slot.key).path
+    assert seen["LD_PRELOAD"] == str(native.path("libxcuda.so"))
+    assert (seen["XCUDA_DEVICE_DIR"], seen["XCUDA_JOB_DIR"]) == (str(device), str(job))
+    assert (seen["CUDA_VISIBLE_DEVICES"], seen["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"]) == (GPU, "35")
+
+
+async def test_job_keeps_its_own_preload_and_cannot_switch_its_protection_off(
+    protected: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUXFLOW_SIMGPU", "/dev/shm/simulated")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/simulated")
+    protected.start(
+        sys.executable,
+        "-c",
+        "import json, os; print(json.dumps(dict(os.environ)), flush=True)",
+        env={
+            "LD_PRELOAD": "/usr/lib/libm.so.6",
+            "LD_LIBRARY_PATH": "/opt/of-the-job",
+            "XCUDA_MODE": "observe",
+            "XCUDA_JOB_DIR": "/tmp",
+            "XCUDA_LOG": "/dev/null",
+            "CUDA_MPS_PIPE_DIRECTORY": "/tmp",
+            "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "100",
+            "CUDA_VISIBLE_DEVICES": "0,1",
+            "MUXFLOW_SIMGPU": "/another",
+        },
+    )
+    await protected.fact(RunExited)
+    seen = json.loads(protected.output().splitlines()[-1])
+    assert seen["LD_PRELOAD"] == f"{native.path('libxcuda.so')}:/usr/lib/libm.so.6"
+    assert seen["LD_LIBRARY_PATH"] == "/opt/of-the-job:/opt/simulated"
+    assert seen["MUXFLOW_SIMGPU"] == "/dev/shm/simulated"
+    assert seen["CUDA_VISIBLE_DEVICES"] == GPU
+    assert seen["XCUDA_LOG"] == "/dev/null"
+    assert seen["XCUDA_JOB_DIR"] != "/tmp"
+    assert not {"XCUDA_MODE", "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"} & set(seen)
+
+
+async def test_pages_say_what_the_attempt_may_use_and_go_when_it_has_ended(protected: Node, run: RunDirectory) -> None:
+    slot = protected.start("sleep", "1000")
+    await protected.fact(RunStarted)
+    found = control(run, slot)
+    assert (found.limits.gpu, found.limits.quota_bytes) == (GPU, slot.memory_quota_bytes)
+    assert (found.order.gate.state, found.order.phase) == (GateState.OPEN, JobPhase.RUN)
+    assert found.order.gate.budget_permille == 1000
+    assert run.job(slot.key).job_page.exists()
+    protected.runner.stop(slot.key, StopCause.DECISION)
+    await protected.fact(RunExited)
+    assert list(run.jobs()) == []
+
+
+async def test_attempt_without_room_for_its_pages_is_told_as_not_started(
+    protected: Node, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("muxflow_executor.protection.JobPage.create", full)
+    exited = await protected.exit_of("true")
+    assert exited.exit.error == "cannot start: [Errno 28] No space left on device"
+    assert list(run.jobs()) == []
+
+
+async def test_job_saves_through_a_trickle_and_then_drains(protected: Node, run: RunDirectory) -> None:
+    code = """
+def save(*_):
+    print("saving:", gate(), flush=True)
+    Path(os.environ["MUXFLOW_CHECKPOINT_MARK"]).touch()
+def end(*_):
+    print("ending:", gate(), flush=True)
+    say(0, drained=1)
+    while "STOP" in gate() and not gate().startswith("FROZEN"): time.sleep(0.005)
+    print("drained:", gate(), flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGUSR2, save)
+signal.signal(signal.SIGTERM, end)
+say(3)
+print("ready:", gate(), flush=True)
+while True: signal.pause()
+"""
+    slot = protected.start(*on_gpu(code), checkpoint=CHECKPOINT)
+    await until(lambda: "ready" in protected.output())
+    protected.runner.stop(slot.key, StopCause.EVICTION, "online needs the GPU")
+    await protected.fact(RunExited)
+    assert protected.output().splitlines() == [
+        "ready: OPEN RUN",
+        "saving: TRICKLE CHECKPOINT",
+        "ending: TRICKLE STOP",
+        "drained: FROZEN STOP",
+    ]
+    assert await steps(protected, slot) == [Step.FREEZE, Step.CHECKPOINT, Step.TERMINATE, Step.DRAINED, Step.ENDED]
+    assert {RunEvicted, RunCheckpointed, RunExited} <= {type(event) for event in protected.told}
+
+
+async def test_hard_stop_lets_nothing_trickle_and_nothing_be_saved(protected: Node) -> None:
+    code = """
+signal.signal(signal.SIGUSR2, lambda *_: print("asked to save", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: (print("ending:", gate(), flush=True), sys.exit(0)))
+print("ready", flush=True)
+while True: signal.pause()
+"""
+    slot = protected.start(*on_gpu(code), checkpoint=CHECKPOINT)
+    await until(lambda: "ready" in protected.output())
+    protected.runner.stop(slot.key, StopCause.EVICTION, hard=True)
+    await protected.fact(RunExited)
+    assert protected.output().splitlines() == ["ready", "ending: FROZEN STOP_HARD"]
+
+
+async def test_hard_stop_cuts_a_stop_short_that_is_under_way(protected: Node) -> None:
+    code = """
+signal.signal(signal.SIGUSR2, lambda *_: print("saving:", gate(), flush=True))
+signal.signal(signal.SIGTERM, lambda *_: (print("ending:", gate(), flush=True), sys.exit(0)))
+print("ready", flush=True)
+while True: signal.pause()
+"""
+    slot = protected.start(*on_gpu(code), checkpoint=CHECKPOINT)
+    await until(lambda: "ready" in protected.output())
+    protected.runner.stop(slot.key, StopCause.DECISION, "moved")
+    await until(lambda: "saving" in protected.output())
+    assert not protected.runner.stop(slot.key, StopCause.EVICTION, hard=True)
+    exited = await protected.fact(RunExited)
+    assert protected.output().splitlines() == ["ready", "saving: TRICKLE CHECKPOINT", "ending: FROZEN STOP_HARD"]
+    assert exited.exit.stopped_by is StopCause.DECISION
+
+
+async def test_stubborn_program_is_killed_by_its_shim_when_the_ladder_says_so(protected: Node) -> None:
+    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); say(1); print('ready', flush=True); time.sleep(1000)"
+    slot = protected.start(*on_gpu(code), stop_grace_s=0.3)
+    await until(lambda: "ready" in protected.output())
+    protected.runner.stop(slot.key, StopCause.EVICTION)
+    assert (await protected.fact(RunExited)).exit.signal == "SIGKILL"
+    assert await steps(protected, slot) == [Step.FREEZE, Step.TERMINATE, Step.DISCONNECT, Step.KILL, Step.ENDED]
+
+
+async def test_shim_kills_by_itself_when_the_executor_is_dead(
+    tmp_path: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("muxflow_executor.launch._LATE_S", 0.3)
+    node = Node(tmp_path, run=run, ladder=LadderPolicy(disconnect_s=0.2))
+    await node.runner.open()
+    code = "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True)); print('ready', flush=True)\n"
+    slot = node.start(*on_gpu(code + "while True: signal.pause()"), stop_grace_s=0.2)
+    await until(lambda: "ready" in node.output())
+    node.runner.stop(slot.key, StopCause.EVICTION)
+    await until(lambda: "asked" in node.output())
+    await node.runner.close()
+    await until((node.directory() / "exit.json").exists)
+    await node.restart()
+    exited = await node.fact(RunExited)
+    assert (exited.exit.signal, exited.exit.stopped_by) == ("SIGKILL", StopCause.EVICTION)
+    await node.end()
+
+
+async def test_restarted_executor_goes_on_with_a_stop_and_holds_the_same_gate(
+    protected: Node, run: RunDirectory
+) -> None:
+    code = """
+signal.signal(signal.SIGTERM, lambda *_: print("asked:", gate(), flush=True))
+print("ready", flush=True)
+while True: signal.pause()
+"""
+    slot = protected.start(*on_gpu(code), stop_grace_s=1.0)
+    await until(lambda: "ready" in protected.output())
+    inode = run.job(slot.key).control_page.stat().st_ino
+    await protected.restart()
+    assert run.job(slot.key).control_page.stat().st_ino == inode
+    protected.runner.stop(slot.key, StopCause.EVICTION, hard=True)
+    await until(lambda: "asked: FROZEN STOP_HARD" in protected.output())
+    await protected.restart()
+    exited = await protected.fact(RunExited)
+    assert (exited.exit.signal, exited.exit.stopped_by) == ("SIGKILL", StopCause.EVICTION)
+
+
+async def test_lost_job_control_is_made_anew_so_that_the_job_finds_it(protected: Node, run: RunDirectory) -> None:
+    slot = protected.start("sh", "-c", 'trap "" TERM; echo ready; while :; do sleep 0.02; done', stop_grace_s=0.5)
+    await until(lambda: protected.output() == "ready\n")
+    run.job(slot.key).control_page.unlink()
+    protected.runner.stop(slot.key, StopCause.EVICTION, hard=True)
+    await until(run.job(slot.key).control_page.exists)
+    await until(lambda: order(run, slot).phase is JobPhase.STOP_HARD)
+    await protected.fact(RunExited)
+
+
+CHILD_THAT_DRAINS = """
+import subprocess
+if len(sys.argv) == 1:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    subprocess.Popen([sys.executable, "-c", sys.orig_argv[2], "child"], process_group=0)
+    while not Path("child-ready").exists(): time.sleep(0.01)
+    sys.exit(3)
+def drain(*_):
+    seen = gate()
+    time.sleep(0.3)
+    say(0, drained=1)
+    Path("child-drained").write_text(seen)
+    os._exit(0)
+signal.signal(signal.SIGTERM, drain)
+say(5)
+Path("child-ready").touch()
+while True: signal.pause()
+"""
+
+
+async def test_what_a_program_leaves_on_the_gpu_is_drained_before_it_is_killed(protected: Node) -> None:
+    slot = protected.start(*on_gpu(CHILD_THAT_DRAINS))
+    exited = await protected.fact(RunExited)
+    assert (exited.exit.code, exited.exit.stopped_by) == (3, None)
+    drained = protected.directory() / "work" / "child-drained"
+    assert drained.exists()
+    assert slot.key in protected.runner.runs
+
+
+async def test_what_a_program_leaves_off_the_gpu_is_killed_at_once(protected: Node, tmp_path: Path) -> None:
+    stubborn = f'(trap "" TERM; echo $BASHPID > {tmp_path}/child; while :; do sleep 0.05; done) & '
+    began = time.monotonic()
+    exited = await protected.exit_of("bash", "-c", stubborn + f"while [ ! -s {tmp_path}/child ]; do :; done; exit 4")
+    assert exited.exit.code == 4
+    assert not alive(int((tmp_path / "child").read_text()))
+    order = protected.attempt().intent.order
+    assert order is not None
+    assert time.monotonic() - began < order.drain_s
+
+
+async def test_pages_of_attempts_that_nobody_knows_are_swept_away(protected: Node, run: RunDirectory) -> None:
+    assert protected.protection is not None
+    stranger = Attempt(tenant="default", job="of-a-lost-state-directory", attempt=1)
+    protected.protection.protect(stranger, gpu=GPU, quota_bytes=1).close()
+    slot = protected.start("sleep", "1000")
+    await protected.fact(RunStarted)
+    await protected.restart()
+    assert [directory.name for directory in run.jobs()] == [run.job(slot.key).name]
+
+
+async def test_executor_killed_before_it_dropped_the_pages_of_an_ended_attempt_does_so_later(
+    protected: Node, run: RunDirectory
+) -> None:
+    slot = protected.start("sleep", "1000")
+    started = await protected.fact(RunStarted)
+    await protected.runner.close()
+    os.kill(started.pid, signal.SIGKILL)
+    await until((protected.directory() / "exit.json").exists)
+    assert run.job(slot.key).path.exists()
+    await protected.restart()
+    await protected.fact(RunExited)
+    assert list(run.jobs()) == []
+
+
+def test_second_executor_on_one_run_directory_is_refused(run: RunDirectory) -> None:
+    first = Protection(run)
+    first.open()
+    try:
+        with pytest.raises(OSError, match="in use by another executor"):
+            Protection(run).open()
+    finally:
+        first.close()
