@@ -160,14 +160,25 @@ class Connection:
         return interest
 
     async def unless_lost(self, exchange: Coroutine[Any, Any, object]) -> None:
-        """Wait for an exchange with the server, but no longer than the connection lasts; its errors do not matter."""
-        work, lost = asyncio.ensure_future(exchange), asyncio.ensure_future(self._lost.wait())
+        """Wait for an exchange with the server, but no longer than the connection lasts; its errors do not matter.
+
+        When the waiting is cancelled, the exchange goes on: nats-py takes an answer to a cancelled PING for a broken
+        connection.
+        """
+
+        async def run() -> None:
+            with contextlib.suppress(Exception):
+                await exchange
+
+        work, lost = asyncio.ensure_future(run()), asyncio.ensure_future(self._lost.wait())
+        self._background.add(work)
+        work.add_done_callback(self._background.discard)
         try:
             await asyncio.wait((work, lost), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            work.cancel()
             lost.cancel()
-            await asyncio.gather(work, lost, return_exceptions=True)
+            if self._lost.is_set():
+                work.cancel()
 
     async def send(self, subject: str, data: bytes, *, reply: str = "", headers: dict[str, str] | None = None) -> None:
         """Send without waiting for anything; `Disconnected` if there is no connection."""

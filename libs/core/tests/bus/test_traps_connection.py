@@ -171,3 +171,19 @@ async def test_a_server_that_restarts_every_half_second_is_followed(bus: Bus, se
 
 def _ignore(message: Message[NodeTelemetry]) -> None:
     del message
+
+
+async def test_a_subscription_that_is_given_up_before_it_is_confirmed_does_not_break_the_connection(bus: Bus) -> None:
+    states: list[bool] = []
+    bus.connection.on_state(states.append)
+    for _ in range(20):
+        giving_up = asyncio.ensure_future(bus.subscribe(TELEMETRY, lambda _: None))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        giving_up.cancel()
+        await asyncio.wait((giving_up,))
+    got: list[str] = []
+    await bus.subscribe(TELEMETRY, lambda message: got.append(message.names["node"]))
+    await bus.publish_live(TELEMETRY, NodeTelemetry(node="n", gpus=()), node="n")
+    await until(lambda: got == ["n"])
+    assert states == []
