@@ -182,28 +182,29 @@ class Answers:
 
 
 def test_a_call_that_fails_once_gives_null_once_and_is_asked_again() -> None:
-    question = Question("power", Answers(pynvml.NVML_ERROR_UNKNOWN, "watts"))
+    failing: set[str] = set()
+    question = Question("power", Answers(pynvml.NVML_ERROR_UNKNOWN, "watts"), failing)
     assert question.ask(pynvml.NVMLError) is None
-    assert question.failing
+    assert failing == {"power"}
     assert question.ask(pynvml.NVMLError) == "watts"
-    assert not question.failing
+    assert not failing
 
 
 def test_a_call_that_is_not_supported_is_made_once() -> None:
     answers = Answers(pynvml.NVML_ERROR_NOT_SUPPORTED)
-    question = Question("gpm", answers)
+    question = Question("gpm", answers, set())
     assert [question.ask(pynvml.NVMLError) for _ in range(3)] == [None, None, None]
     assert answers.calls == 1
     assert question.supported is False
 
 
 def test_nothing_found_is_an_answer() -> None:
-    question = Question("processes", Answers(pynvml.NVML_ERROR_NOT_FOUND))
+    question = Question("processes", Answers(pynvml.NVML_ERROR_NOT_FOUND), set())
     assert question.ask(pynvml.NVMLError, ()) == ()
     assert question.supported is True
 
 
 def test_a_gpu_that_is_lost_ends_the_questions() -> None:
-    question = Question("memory", Answers(pynvml.NVML_ERROR_GPU_IS_LOST))
+    question = Question("memory", Answers(pynvml.NVML_ERROR_GPU_IS_LOST), set())
     with pytest.raises(pynvml.NVMLError):
         question.ask(pynvml.NVMLError)

@@ -55,6 +55,8 @@ class BeaconPage:
                 raise PageError(f"{self.path} was truncated while it was read")  # noqa: TRY301
         except PageError as error:
             return BeaconView(processes=0, launches=0, last_launch_monotonic_ns=None, problem=str(error))
+        if not raw[RawBeaconPage.slots.offset :].strip(b"\0"):  # nobody has ever used it: the common case, and cheap
+            return BeaconView(processes=0, launches=0, last_launch_monotonic_ns=None)
         slots = [slot for slot in RawBeaconPage.from_buffer_copy(raw).slots if slot.owner and lives(slot.owner)]
         launched = [min(slot.last_launch_monotonic_ns, now_ns) for slot in slots if slot.last_launch_monotonic_ns > 0]
         return BeaconView(

@@ -15,12 +15,13 @@ log = structlog.get_logger()
 class Question:
     """One thing that is asked of one GPU, until NVML says that it is never given."""
 
-    def __init__(self, name: str, ask: Callable[[], Any]) -> None:
+    def __init__(self, name: str, ask: Callable[[], Any], failing: set[str]) -> None:
+        """`failing` holds the names of those that NVML should answer, and did not the last time."""
         self.name = name
         self.supported: bool | None = None
         """Null until it was asked."""
-        self.failing = False
         self._ask = ask
+        self._failing = failing
 
     def ask(self, error_type: type[Exception], nothing: Any = None) -> Any:
         """Give the answer, `nothing` where there is none now, null where there is none ever or this time.
@@ -34,8 +35,8 @@ class Question:
         except error_type as error:
             return self._without(error, nothing)
         self.supported = True
-        if self.failing:
-            self.failing = False
+        if self._failing and self.name in self._failing:
+            self._failing.discard(self.name)
             log.info("NVML answers again", call=self.name)
         return answer
 
@@ -48,7 +49,7 @@ class Question:
                 self.supported = False
                 return None
             case Trouble.FAILED:
-                self.failing = True
+                self._failing.add(self.name)
                 return None
             case _:
                 raise error

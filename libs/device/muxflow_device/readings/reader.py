@@ -8,6 +8,7 @@ How busy each process was is asked only when it is needed to tell two sides apar
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from muxflow_device.gpm import Gpm, GpmMetrics
@@ -41,6 +42,8 @@ class GpuReader:
     def __init__(self, nvml: Nvml, uuid: str) -> None:
         self.uuid = uuid
         self._nvml = nvml
+        self.failing: set[str] = set()
+        """Names of the calls that NVML should answer, and did not the last time."""
         self._opening = -1
         self._session: _Session | None = None
 
@@ -54,7 +57,7 @@ class GpuReader:
         with self._nvml.using() as opening:
             try:
                 if self._session is None or opening != self._opening:
-                    self._session, self._opening = _Session(pynvml, self.uuid), opening
+                    self._session, self._opening = _Session(pynvml, self.uuid, self.failing), opening
                 return self._session.look(by_process=by_process)
             except pynvml.NVMLError as error:
                 self._drop(valid=opening == self._opening)
@@ -64,10 +67,6 @@ class GpuReader:
         """Give back what the driver holds for it."""
         with self._nvml.using() as opening:
             self._drop(valid=opening == self._opening)
-
-    def failing(self) -> tuple[str, ...]:
-        """Name the calls that NVML should answer, and did not the last time."""
-        return tuple(question.name for question in self._questions() if question.failing)
 
     def capabilities(self) -> dict[str, bool]:
         """Tell what this GPU gives, of all that has been asked so far."""
@@ -85,27 +84,32 @@ class GpuReader:
 class _Session:
     """Questions to one handle, for as long as it is valid."""
 
-    def __init__(self, pynvml: Any, uuid: str) -> None:
+    def __init__(self, pynvml: Any, uuid: str, failing: set[str]) -> None:
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+
+        def question(name: str, ask: Callable[[], Any]) -> Question:
+            return Question(name, ask, failing)
+
+        failing.clear()
         self._error = pynvml.NVMLError
         self._gpm = _gpm(pynvml, handle)
-        self._utilization = _UtilizationMeter(pynvml, handle)
-        self._memory = Question("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
-        self._metrics = Question("gpm", self._look_at_gpm)
+        self._utilization = _UtilizationMeter(pynvml, handle, question)
+        self._memory = question("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
+        self._metrics = question("gpm", self._look_at_gpm)
         self._metrics.supported = None if self._gpm is not None else False
-        self._clock = Question("sm_clock", lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
-        self._clock_max = Question(
+        self._clock = question("sm_clock", lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
+        self._clock_max = question(
             "sm_clock_max", lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
         )
         # The name of this call since driver 535; older ones have it as ...ThrottleReasons, with the same bits.
-        self._throttle = Question("throttle_reasons", lambda: _throttle_reasons(pynvml, handle))
-        self._power = Question("power", lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
-        self._temperature = Question(
+        self._throttle = question("throttle_reasons", lambda: _throttle_reasons(pynvml, handle))
+        self._power = question("power", lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
+        self._temperature = question(
             "temperature", lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
         )
-        self._processes = Question("processes", lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-        self._clients = Question("mps_processes", lambda: pynvml.nvmlDeviceGetMPSComputeRunningProcesses(handle))
-        self._activity = Question(
+        self._processes = question("processes", lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        self._clients = question("mps_processes", lambda: pynvml.nvmlDeviceGetMPSComputeRunningProcesses(handle))
+        self._activity = question(
             "process_utilization",
             lambda: pynvml.nvmlDeviceGetProcessUtilization(handle, time.time_ns() // _US_NS - _RECENT_US),
         )
@@ -173,15 +177,15 @@ class _UtilizationMeter:
     the newest value alone: its period is then taken for the longest that NVML documents.
     """
 
-    def __init__(self, pynvml: Any, handle: Any) -> None:
+    def __init__(self, pynvml: Any, handle: Any, question: Callable[[str, Callable[[], Any]], Question]) -> None:
         self._error = pynvml.NVMLError
         self._stamp_us = 0
         self._newest: Share | None = None
-        self._samples = Question(
+        self._samples = question(
             "utilization_samples",
             lambda: pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_GPU_UTILIZATION_SAMPLES, self._stamp_us)[1],
         )
-        self._rates = Question("utilization", lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
+        self._rates = question("utilization", lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
         self.questions = (self._samples, self._rates)
 
     def look(self, now_ns: int) -> Share | None:

@@ -1,0 +1,127 @@
+"""One look at one GPU: what NVML, the job pages and the beacon say together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from muxflow_decisions.device import Readings
+from muxflow_device.attribution.busy import BusyMeter
+from muxflow_device.attribution.jobs import OfflineJobs, memory_bytes, worst_inflation
+from muxflow_device.attribution.online import OnlineMeter
+from muxflow_device.attribution.processes import Crowd, ProcessTable, Side
+from muxflow_device.nvml import Nvml
+from muxflow_device.pages import BeaconPage, BeaconView
+from muxflow_device.readings.look import GpuProcess, Look
+from muxflow_device.readings.reader import GpuReader
+from muxflow_device.rundir import RunDirectory
+from muxflow_monitor.workloads import Workload
+
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen at one look."""
+
+    readings: Readings
+    crowd: Crowd | None
+    """Who has a context on the GPU; null where the driver does not say."""
+    shared: bool | None
+    """Whether the GPU has MPS clients."""
+
+
+class Observer:
+    """The eyes of one GPU's thread. `slo_ratio` gives a workload's latency over its target."""
+
+    def __init__(self, nvml: Nvml, run: RunDirectory, uuid: str, *, slo_ratio: Callable[[str], float | None]) -> None:
+        """Make and open what it looks at. Raises OSError, PageError."""
+        directory = run.device(uuid)
+        self._reader = GpuReader(nvml, uuid)
+        self._jobs = OfflineJobs(run, uuid)
+        BeaconPage.create(directory, uuid=uuid)
+        self._beacon = BeaconPage(directory)
+        self._slo_ratio = slo_ratio
+        self._busy = BusyMeter()
+        self._online = OnlineMeter()
+        self._workload: Workload | None = None
+        self._table = ProcessTable(self._is_online)
+        self._listed: tuple[GpuProcess, ...] | None = None
+        self._crowd: Crowd | None = None
+        self._pids: tuple[int, ...] = ()
+
+    def declare(self, workload: Workload | None) -> None:
+        """Say which online workload the GPU has."""
+        self._workload = workload
+        self._table.forget()
+        self._listed = None
+
+    def look(self) -> Sight:
+        """Take one look. Raises `GpuAway`."""
+        jobs = self._jobs.look(time.time_ns())
+        look = self._reader.look(by_process=bool(jobs))
+        self._busy.take(time.monotonic_ns(), jobs)
+        pids = tuple(pid for job in jobs for pid in job.pids)
+        self._sort(look, pids)
+        beacon = self._beacon.read()
+        activity_pct = self._online.estimate_pct(look, self._busy, self._crowd)
+        readings = Readings(
+            now_ns=look.time_ns,
+            utilization_pct=look.utilization.pct if look.utilization else None,
+            sm_activity_pct=look.sm_activity.pct if look.sm_activity else None,
+            sm_occupancy_pct=look.sm_occupancy_pct,
+            memory_bandwidth_pct=look.memory_bandwidth_pct,
+            memory_used_bytes=look.memory_used_bytes,
+            memory_total_bytes=look.memory_total_bytes,
+            sm_clock_mhz=look.sm_clock_mhz,
+            sm_clock_max_mhz=look.sm_clock_max_mhz,
+            throttle_reasons=look.throttle_reasons,
+            power_w=look.power_w,
+            temperature_c=look.temperature_c,
+            offline_memory_bytes=memory_bytes(jobs, self._crowd),
+            offline_busy_permille=round(1000 * self._busy.newest()),
+            inflation_permille=worst_inflation(jobs),
+            online_present=self._online_present(beacon),
+            online_activity_pct=activity_pct,
+            online_last_launch_age_us=_age_us(look, beacon),
+            slo_ratio=self._slo_ratio(self._workload.name) if self._workload is not None else None,
+        )
+        return Sight(readings=readings, crowd=self._crowd, shared=look.shared)
+
+    @property
+    def failing(self) -> set[str]:
+        """Names of the calls that NVML should answer, and did not the last time."""
+        return self._reader.failing
+
+    def capabilities(self) -> dict[str, bool]:
+        """Tell what this GPU gives, of all that has been asked so far."""
+        return self._reader.capabilities()
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._reader.close()
+        self._jobs.close()
+        self._beacon.close()
+
+    def _is_online(self, command_line: str) -> bool:
+        return self._workload is not None and self._workload.is_its(command_line)
+
+    def _sort(self, look: Look, pids: tuple[int, ...]) -> None:
+        """Sort the processes when their list is a new one, or when other ones have slots."""
+        if look.processes is self._listed and pids == self._pids:
+            return
+        self._listed, self._pids = look.processes, pids
+        self._crowd = self._table.sort(look.processes, offline=pids) if look.processes is not None else None
+
+    def _online_present(self, beacon: BeaconView) -> bool | None:
+        if beacon.processes:
+            return True
+        if self._crowd is None:
+            return True if self._workload is not None else None
+        if self._crowd.on(Side.ONLINE, Side.UNKNOWN):
+            return True
+        return False if self._crowd.complete else None
+
+
+def _age_us(look: Look, beacon: BeaconView) -> int | None:
+    launched_ns = beacon.last_launch_monotonic_ns
+    return max(0, look.time_ns - launched_ns) // 1000 if launched_ns is not None else None
