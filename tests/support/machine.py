@@ -98,6 +98,12 @@ class Machine:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def json_lines(self, *arguments: str) -> list[Any]:
+        """Run one command that must succeed, and decode the lines that it prints."""
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
     def follow(self, *arguments: str) -> subprocess.Popen[str]:
         """Run one command that goes on."""
         command = [MUXFLOW, *arguments, "--state-dir", str(self.state_dir)]

@@ -45,9 +45,7 @@ async def disable(session: Session, *, device: DeviceArgument, reason: ReasonOpt
     if session.as_json:
         output.json(after)
         return
-    output.line(
-        f"{gpus.place(after)} is disabled: {after.cause}" if after.cause else f"{gpus.place(after)} is disabled"
-    )
+    output.line(f"{gpus.place(after)}: {after.cause or 'disabled'}")
     if found.job is not None:
         output.line(f"{found.tenant}/{found.job}#{found.attempt} is stopped there and goes back to the queue")
 
