@@ -38,8 +38,8 @@ JOB = Attempt(tenant="default", job="train", attempt=1)
 class Monitor:
     """Writes one device page, and keeps its heartbeat going."""
 
-    def __init__(self, run: RunDirectory) -> None:
-        self._writer = DevicePageWriter(run.device(GPU), uuid=GPU, stale_after_ms=300)
+    def __init__(self, run: RunDirectory, *, gpu: str = GPU) -> None:
+        self._writer = DevicePageWriter(run.device(gpu), uuid=gpu, stale_after_ms=300)
         self._epoch = 0
         self._report = DeviceReport(time_boottime_ns=1, condition=DeviceCondition.INIT, since_boottime_ns=1)
         self._beating: asyncio.Task[None] | None = None
