@@ -53,7 +53,12 @@ class Node:
 
     def _make_runner(self) -> ProcessRunner:
         return ProcessRunner(
-            self.store, self.settings, protection=self.protection, on_change=lambda: None, on_failure=self._failed
+            self.store,
+            self.settings,
+            protection=self.protection,
+            on_change=lambda: None,
+            on_step=lambda _: None,
+            on_failure=self._failed,
         )
 
     def _failed(self, error: BaseException) -> None:

@@ -18,6 +18,9 @@ class ExecutorMetrics:
         self._registry = registry
         self.starts = Counter("muxflow_executor_starts", "Attempts started.", registry=registry)
         self.stops = Counter("muxflow_executor_stops", "Attempts stopped, by cause.", ["cause"], registry=registry)
+        self.steps = Counter(
+            "muxflow_executor_stop_steps", "Steps that stops have come to.", ["step"], registry=registry
+        )
         self.exits = Counter("muxflow_executor_exits", "Attempts ended, by outcome.", ["outcome"], registry=registry)
         self.leases_lost = Counter("muxflow_executor_leases_lost", "Times the lease was lost.", registry=registry)
 

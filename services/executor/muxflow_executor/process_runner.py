@@ -24,6 +24,7 @@ from muxflow.contracts import (
     StopCause,
     encode_token,
 )
+from muxflow_decisions.eviction import Step
 from muxflow_decisions.node import LocalAttempt
 from muxflow_executor import checkpoints, spare
 from muxflow_executor.attempts import (
@@ -58,6 +59,7 @@ class ProcessRunner:
         *,
         protection: Protection | None = None,
         on_change: Callable[[], object],
+        on_step: Callable[[Step], object],
         on_failure: Callable[[BaseException], object],
     ) -> None:
         self.facts: asyncio.Queue[RunEvent] = asyncio.Queue()
@@ -67,6 +69,7 @@ class ProcessRunner:
         self._settings = settings
         self._protection = protection
         self._on_change = on_change
+        self._on_step = on_step
         self._on_failure = on_failure
         self._launcher = Launcher(store, settings, protection)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -324,6 +327,7 @@ class ProcessRunner:
             run,
             request,
             policy=self._settings.ladder,
+            on_step=self._on_step,
             on_begun=lambda: self._tell(run, RunEvicted, "evicted", cause=request.cause, reason=request.reason),
             on_saved=lambda saved_ns, asked_ns: self._saved(run, saved_ns, asked_ns),
         )

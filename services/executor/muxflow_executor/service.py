@@ -119,6 +119,7 @@ class Executor(Service[ExecutorSettings]):
                 self._runner_settings(),
                 protection=self._protection,
                 on_change=self._wake.set,
+                on_step=lambda step: self._metrics.steps.labels(step.value).inc(),
                 on_failure=self.fail,
             )
             await self._runner.open()

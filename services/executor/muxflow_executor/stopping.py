@@ -42,6 +42,7 @@ class Descent:
         request: StopRequest,
         *,
         policy: LadderPolicy,
+        on_step: Callable[[Step], object],
         on_begun: Callable[[], object],
         on_saved: Callable[[int, int], object],
     ) -> None:
@@ -49,6 +50,7 @@ class Descent:
         self._run = run
         self._requests = [request]
         self._policy = policy
+        self._on_step = on_step
         self._on_begun = on_begun
         self._on_saved = on_saved
         self._stop = ladder.Stop()
@@ -157,6 +159,7 @@ class Descent:
 
     def _tell(self, step: Step, detail: str) -> None:
         log.info("stop", attempt=str(self._run.attempt), step=step.value, detail=detail)
+        self._on_step(step)
         self.passed.append(Passed(step, time.time_ns()))
         self._news.set()
         self._news = asyncio.Event()
