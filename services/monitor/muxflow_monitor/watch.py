@@ -33,6 +33,7 @@ from muxflow_decisions.device import (
 )
 from muxflow_decisions.device.machine import advance
 from muxflow_decisions.device.memory import DeviceMemory
+from muxflow_decisions.device.recovery import recovery
 from muxflow_device.attribution.processes import Crowd
 from muxflow_device.faults import Reach, describe
 from muxflow_device.nvml import VERSION_MISMATCH, Nvml, NvmlUnavailable, Trouble
@@ -359,6 +360,7 @@ class DeviceWatch:
             previous=tell.previous,
             since_ns=max(0, entered_ns),
             cause=tell.cause,
+            recovery=recovery(self._memory, self._policy),
             epoch=tell.epoch,
             budget_permille=self.view.sample.budget_permille,
             sample=self.view.sample,

@@ -138,6 +138,7 @@ class Answers:
                 state=state.state,
                 since_ns=state.since_ns,
                 cause=state.cause,
+                recovery=state.recovery,
                 epoch=state.epoch,
                 budget_permille=state.budget_permille,
                 sample=state.sample,

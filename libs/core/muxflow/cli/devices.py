@@ -97,8 +97,8 @@ def _now(device: DeviceSummary) -> list[tuple[str, output.Cell]]:
         pairs.append(("for", age(device.since_ns)))
     if device.cause:
         pairs.append(("because", device.cause))
-    if (again := _healthy_again(device)) is not None:
-        pairs.append(("healthy again", again))
+    if device.recovery:
+        pairs.append(("healthy when", device.recovery))
     pairs.append(("new jobs", _new_jobs(device)))
     return pairs
 
@@ -107,23 +107,6 @@ def _new_jobs(device: DeviceSummary) -> str:
     if device.closed:
         return f"none: {device.closed}"
     return "welcome" if device.job is None else f"once {device.tenant}/{device.job} has left"
-
-
-def _healthy_again(device: DeviceSummary) -> str | None:
-    """What has to happen before it takes new work; None where that is not a question."""
-    from muxflow.contracts import DeviceCondition
-
-    if not device.watched or device.state is DeviceCondition.HEALTHY:
-        return None
-    match device.state:
-        case None | DeviceCondition.INIT:
-            return f"when the monitor of {device.node} has told sane readings"
-        case DeviceCondition.UNHEALTHY:
-            return "when that reading has been clear of its limit for a short time"
-        case DeviceCondition.OVERLIMIT:
-            return "when readings have been calm for a time that doubles with each recent Overlimit"
-        case DeviceCondition.DISABLED:
-            return f"when an operator allows it: muxflow device enable {device.node}/{device.gpu.index}"
 
 
 def _who(device: DeviceSummary) -> list[tuple[str, output.Cell]]:

@@ -65,6 +65,8 @@ class DeviceState(Event, frozen=True, kw_only=True):
     since_ns: TimeNs
     cause: str = ""
     """Which reading crossed which threshold."""
+    recovery: str = ""
+    """What has to happen before the device takes new work, in words for people; empty when it does."""
     epoch: Count = 0
     """Number of the transition on the device page."""
     budget_permille: Permille | None = None

@@ -134,6 +134,8 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     since_ns: TimeNs = 0
     cause: str = ""
     """Which reading brought it into this state."""
+    recovery: str = ""
+    """What has to happen before it takes new work, in words for people; empty when it does."""
     epoch: Count = 0
     """Number of the transition."""
     budget_permille: Permille | None = None

@@ -68,6 +68,7 @@ class Board:
                 state=state.state,
                 since_ns=state.since_ns,
                 cause=state.cause,
+                recovery=state.recovery,
                 epoch=state.epoch,
                 budget_permille=state.budget_permille,
             )
@@ -93,7 +94,14 @@ class Board:
         if known is None:
             return answer
         if known.since_ns > answer.since_ns:
-            answer = replace(answer, state=known.state, since_ns=known.since_ns, cause=known.cause, epoch=known.epoch)
+            answer = replace(
+                answer,
+                state=known.state,
+                since_ns=known.since_ns,
+                cause=known.cause,
+                recovery=known.recovery,
+                epoch=known.epoch,
+            )
         if known.sampled_ns > answer.sampled_ns:
             answer = replace(
                 answer,
