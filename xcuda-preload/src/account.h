@@ -19,11 +19,11 @@ struct account {
     _Atomic int64_t progress_ns;   /* when something last completed, or went out of turn; no lock */
     _Atomic uint64_t throttled_ns; /* no lock */
     _Atomic uint64_t frozen_ns;    /* no lock */
-    uint64_t launches;             /* in closed groups */
+    uint64_t launches;              /* let through */
     uint64_t busy_ns;              /* measured */
     int64_t charged_ns;            /* charged to the budget for what is in flight */
-    int64_t in_flight_ns;          /* expected, in closed groups */
-    uint32_t in_flight;            /* launches in closed groups */
+    int64_t in_flight_ns;           /* what the launches in flight cost */
+    uint32_t in_flight;             /* launches */
     struct timeline timeline;
 };
 

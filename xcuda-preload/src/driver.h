@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "hooks.h"
+#include "visibility.h"
 
 struct hook {
     const char *name;
@@ -14,9 +15,9 @@ struct hook {
 
 extern const struct hook hook_table[HOOK_COUNT];
 
-/* The driver's own functions, by index. Until the driver is found, and where it lacks one, a
- * function that answers CUDA_ERROR_NO_DEVICE. */
-extern void *hook_real[HOOK_COUNT];
+/* The driver's own functions, by index; where it lacks one, a function that answers
+ * CUDA_ERROR_NO_DEVICE. Not to be looked at before driver_find, which launch_gated calls. */
+extern HIDDEN void *hook_real[HOOK_COUNT];
 
 /* Calls the driver's function of this name. */
 #define REAL(name) ((fn_##name)hook_real[HOOK_##name])

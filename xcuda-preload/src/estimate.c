@@ -48,16 +48,17 @@ struct estimate *estimate_of(uint64_t work) {
 
 void estimate_learn(struct estimate *estimate, int64_t duration_ns, uint32_t launches) {
     if (atomic_load_explicit(&estimate->cost_ns, memory_order_relaxed) == ESTIMATE_UNKNOWN_NS) {
-        estimate->samples = 0;
+        atomic_store_explicit(&estimate->samples, 0, memory_order_relaxed);
         estimate->deviation_ns = 0;
     }
     uint32_t weight = launches < MOST_AT_ONCE ? launches : MOST_AT_ONCE;
-    estimate->samples += weight;
-    int64_t history = estimate->samples < SMOOTHING ? estimate->samples : SMOOTHING;
+    uint32_t samples = atomic_load_explicit(&estimate->samples, memory_order_relaxed) + weight;
+    atomic_store_explicit(&estimate->samples, samples, memory_order_relaxed);
+    int64_t history = samples < SMOOTHING ? samples : SMOOTHING;
     int64_t mean = atomic_load_explicit(&estimate->mean_ns, memory_order_relaxed);
     int64_t error = duration_ns - mean;
     mean += error * weight / history;
-    if (estimate->samples > weight) /* the first one deviates from nothing */
+    if (samples > weight) /* the first one deviates from nothing */
         estimate->deviation_ns += (llabs(error) - estimate->deviation_ns) * weight / history;
     int64_t cost = mean + EXCESS * estimate->deviation_ns;
     atomic_store_explicit(&estimate->mean_ns, mean, memory_order_relaxed);
@@ -66,7 +67,7 @@ void estimate_learn(struct estimate *estimate, int64_t duration_ns, uint32_t lau
 }
 
 bool estimate_is_young(const struct estimate *estimate) {
-    return estimate->samples < YOUNG;
+    return atomic_load_explicit(&estimate->samples, memory_order_relaxed) < YOUNG;
 }
 
 void estimate_forget(uint64_t work) {

@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "visibility.h"
+
 /* The cost of what was never measured: more than any window. */
 #define ESTIMATE_UNKNOWN_NS (INT64_MAX / 4)
 
@@ -21,12 +23,12 @@ struct estimate {
     _Atomic int64_t cost_ns; /* what is charged to the window: the mean and its usual excess */
     _Atomic int64_t mean_ns; /* what is expected */
     int64_t deviation_ns;    /* mean distance of samples from the mean; under the learner's lock */
-    uint32_t samples;
-};
+    _Atomic uint32_t samples;
+} __attribute__((aligned(64)));
 
 enum { ESTIMATES = 4096, ESTIMATE_PROBES = 4 };
 
-extern struct estimate estimates[ESTIMATES];
+extern HIDDEN struct estimate estimates[ESTIMATES];
 
 static inline unsigned estimate_place(uint64_t work) {
     return (unsigned)(work >> 52); /* the best bits of a product are its upper ones */

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "pages.h"
+#include "visibility.h"
 
 /* Why launches cannot take the short way. Any bit sends them to launch_admit. */
 enum attention {
@@ -18,11 +19,11 @@ enum attention {
     ATTENTION_CONTEXTS = 32 /* several contexts: a stream alone does not say which */
 };
 
-extern _Atomic uint32_t attention;
+extern HIDDEN _Atomic uint32_t attention;
 
 /* The words as they are on the pages (launch path). */
-extern const uint64_t *gate_device_word;
-extern const uint64_t *gate_job_word;
+extern HIDDEN const uint64_t *gate_device_word;
+extern HIDDEN const uint64_t *gate_job_word;
 
 /* What holds now, and the words that say so. */
 struct gate_look {

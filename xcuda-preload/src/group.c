@@ -5,8 +5,6 @@
 #include "context.h"
 #include "driver.h"
 
-enum { SAMPLE_EVERY = 251 }; /* launches; a prime, so that it does not beat with a program's loop */
-
 static struct group *newest(struct lane *lane) {
     return lane->count == 0 ? NULL : &lane->groups[(lane->first + lane->count - 1) % LANE_GROUPS];
 }
@@ -49,13 +47,14 @@ void group_open(struct lane *lane, const struct grant *grant, int64_t now_ns) {
     };
     lane->granted_ns = lane->credit_ns = grant->window_ns;
     lane->mean_ns = 0;
-    lane->launches = 0;
+    lane->launches = lane->reported = 0;
+    lane->reported_ns = 0;
     lane->quiet_since_ns = 0;
     lane->only = grant->estimate;
     lane->close_now = grant->sample;
     lane->open = true;
     if (grant->sample)
-        lane->until_sample = SAMPLE_EVERY;
+        lane->since_sample = 0;
 }
 
 static int64_t cost_of(const struct estimate *estimate) {
@@ -79,18 +78,31 @@ void group_count(struct lane *lane, struct estimate *estimate) {
  * with the group. */
 void group_uncount(struct lane *lane) {
     lane->mean_ns -= lane->mean_ns / lane->launches;
-    lane->launches--;
+    lane->launches--; /* in the account this wraps around, and back */
+}
+
+void group_report(struct lane *lane) {
+    int64_t cost_ns = lane->granted_ns - lane->credit_ns;
+    account_lock();
+    account.launches += lane->launches - lane->reported;
+    account.in_flight += lane->launches - lane->reported;
+    account.in_flight_ns += cost_ns - lane->reported_ns;
+    account_unlock();
+    lane->reported = lane->launches;
+    lane->reported_ns = cost_ns;
 }
 
 /* Ends the part of the open group that launches touch. What was granted and not used goes back. */
 static struct group *shut(struct lane *lane, int64_t now_ns) {
     struct group *group = &lane->group;
+    group_report(lane);
     group->only = lane->only;
     group->launches = lane->launches;
     group->cost_ns = lane->granted_ns - lane->credit_ns;
     group->mean_ns = lane->mean_ns;
     group->closed_ns = now_ns;
     account_unreserve(lane->credit_ns);
+    lane->since_sample += lane->launches;
     lane->credit_ns = -1;
     lane->open = false;
     lane->close_now = false;
@@ -142,29 +154,18 @@ static void complete(struct lane *lane, struct group *group, CUevent end, int64_
     }
     account.busy_ns += (uint64_t)timeline_add(&account.timeline, end_ns - busy_ns, end_ns);
     account.charged_ns -= group->charged_ns;
-    account.launches += group->launches;
+    account.in_flight -= group->launches;
+    account.in_flight_ns -= group->cost_ns;
     account_unlock();
     account_unreserve(group->cost_ns);
     atomic_store(&account.progress_ns, now_ns);
     lane->last_end_ns = end_ns;
 }
 
-static void enter_flight(struct lane *lane, const struct group *group) {
-    lane->groups[(lane->first + lane->count++) % LANE_GROUPS] = *group;
-    account_lock();
-    account.in_flight += group->launches;
-    account.in_flight_ns += group->cost_ns;
-    account_unlock();
-}
-
 static void leave_flight(struct lane *lane, CUevent end, int64_t now_ns) {
     struct group group = lane->groups[lane->first];
     lane->first = (lane->first + 1) % LANE_GROUPS;
     lane->count--;
-    account_lock();
-    account.in_flight -= group.launches;
-    account.in_flight_ns -= group.cost_ns;
-    account_unlock();
     complete(lane, &group, end, now_ns);
 }
 
@@ -183,7 +184,7 @@ void group_close(struct lane *lane, int64_t now_ns) {
                             ? before->due_ns
                             : group->opened_ns;
     group->due_ns = begins_ns + group->mean_ns;
-    enter_flight(lane, group);
+    lane->groups[(lane->first + lane->count++) % LANE_GROUPS] = *group;
 }
 
 /* Whatever the driver answers but "not ready" ends the wait: a group of a broken context will

@@ -33,6 +33,9 @@ void group_count(struct lane *lane, struct estimate *estimate);
 /* Takes the launch that was counted last out again: the driver refused it. */
 void group_uncount(struct lane *lane);
 
+/* Enters into the account what was launched in the open group since the last time. */
+void group_report(struct lane *lane);
+
 /* Closes the open group with a mark behind it. The lane's context must be current. */
 void group_close(struct lane *lane, int64_t now_ns);
 

@@ -1,13 +1,16 @@
+# ruff: noqa: INP001  # a script of the build, in no package
 """Writes what derives from the table of hooks: `hooks.py TABLE DIRECTORY`, or `hooks.py --names TABLE`.
 
 Into the directory go `hooks.h` (indices and types), `hooks.c` (the exported functions, and the table that routing
 reads) and `xcuda.map` (the version script). With `--names`, prints each hook with its index, as in `last_error_call`.
-Runs wherever a Python 3.8 does: it is part of the build, not of the distribution.
+A part of the build, not of the distribution.
 """
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 KINDS = {"launch": 2, "sync": 1, "begin": 1, "end": 1, "call": 1, "libc": 0}
 """Number of details that each kind has."""
@@ -17,7 +20,7 @@ class Hook(NamedTuple):
     kind: str
     name: str
     parameters: str
-    details: List[str]
+    details: list[str]
 
     @property
     def arguments(self) -> str:
@@ -27,16 +30,27 @@ class Hook(NamedTuple):
         return ", ".join(part.split()[-1].lstrip("*") for part in self.parameters.split(","))
 
     @property
-    def stream(self) -> str:
-        """The stream as an explicit handle: a NULL stream depends on the twin."""
+    def named(self) -> tuple[str, str]:
+        """The stream as the program names it, and what it means by NULL.
+
+        In twins for per-thread streams NULL is replaced at once: a thread remembers its lanes by name.
+        """
         name = self.details[0]
-        if name == "ALL":
-            return "STREAM_ALL"
         own = "CU_STREAM_PER_THREAD" if self.name.endswith(("_ptsz", "_ptds")) else "CU_STREAM_LEGACY"
-        return own if name == "NULL" else f"stream_named({name}, {own})"
+        if own == "CU_STREAM_LEGACY":
+            return name, own
+        return (own if name == "NULL" else f"stream_named({name}, {own})"), own
+
+    @property
+    def stream(self) -> str:
+        """The stream as an explicit handle."""
+        if self.details[0] == "ALL":
+            return "STREAM_ALL"
+        name, if_null = self.named
+        return if_null if name == "NULL" else f"stream_named({name}, {if_null})"
 
 
-def read(path: Path) -> List[Hook]:
+def read(path: Path) -> list[Hook]:
     hooks = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -50,13 +64,30 @@ def read(path: Path) -> List[Hook]:
     return hooks
 
 
+def slow(hook: Hook) -> str:
+    """The long way of a launch, apart: the short one, which hands its arguments over where they are, stays short."""
+    if hook.kind != "launch":
+        return ""
+    named, if_null = hook.named
+    return (
+        f"SLOW CUresult slow_{hook.name}({hook.parameters}) {{\n"
+        f"    struct lane *lane = launch_admit({named}, {if_null}, {hook.details[1]});\n"
+        f"    return launch_settle(lane, HOOK_{hook.name}, REAL({hook.name})({hook.arguments}));\n"
+        "}\n\n"
+    )
+
+
 def body(hook: Hook) -> str:
     index = f"HOOK_{hook.name}"
     real = f"REAL({hook.name})({hook.arguments})"
     if hook.kind == "launch":
         return (
-            f"    struct lane *lane = launch_enter({hook.stream}, {hook.details[1]});\n"
-            f"    return launch_leave(lane, {index}, {real});\n"
+            f"    struct lane *lane = launch_enter({hook.named[0]}, {hook.details[1]});\n"
+            "    if (__builtin_expect(lane == NULL, 0))\n"
+            f"        return slow_{hook.name}({hook.arguments});\n"
+            f"    CUresult result = {real};\n"
+            "    lane_release(lane);\n"
+            f"    return __builtin_expect(result == CUDA_SUCCESS, 1) ? result : launch_failed({index}, result);\n"
         )
     if hook.kind == "call":
         arguments = f", {hook.arguments}" if hook.arguments else ""
@@ -68,7 +99,7 @@ def body(hook: Hook) -> str:
     )
 
 
-def header(hooks: List[Hook]) -> str:
+def header(hooks: list[Hook]) -> str:
     indices = "".join(f"    HOOK_{hook.name},\n" for hook in hooks)
     types = "".join(f"typedef CUresult (*fn_{hook.name})({hook.parameters});\n" for hook in hooks)
     handlers = {hook.details[0]: hook for hook in hooks if hook.kind == "call"}
@@ -80,24 +111,26 @@ def header(hooks: List[Hook]) -> str:
     )
 
 
-def source(hooks: List[Hook]) -> str:
+def source(hooks: list[Hook]) -> str:
     entries = "".join(f'    {{"{hook.name}", (void *){hook.name}}},\n' for hook in hooks)
-    functions = "".join(f"EXPORT CUresult {hook.name}({hook.parameters}) {{\n{body(hook)}}}\n\n" for hook in hooks)
+    functions = "".join(
+        f"{slow(hook)}EXPORT CUresult {hook.name}({hook.parameters}) {{\n{body(hook)}}}\n\n" for hook in hooks
+    )
+    modules = "".join(f'#include "{name}.h"\n' for name in ("capture", "driver", "launch", "sync", "work"))
     return (
-        "/* Written by hooks.py from hooks.table. */\n"
-        '#include "capture.h"\n#include "driver.h"\n#include "launch.h"\n#include "sync.h"\n#include "work.h"\n\n'
-        '#define EXPORT __attribute__((visibility("default")))\n\n'
+        f"/* Written by hooks.py from hooks.table. */\n{modules}\n"
+        "#define SLOW __attribute__((noinline, cold)) static\n\n"
         f"{functions}"
         f"const struct hook hook_table[HOOK_COUNT] = {{\n{entries}}};\n"
     )
 
 
-def version_script(names: List[str]) -> str:
+def version_script(names: list[str]) -> str:
     listed = "".join(f"        {name};\n" for name in names)
     return f"{{\n    global:\n{listed}    local:\n        *;\n}};\n"
 
 
-def main(arguments: List[str]) -> None:
+def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--names"]:
         hooks = read(Path(arguments[1]))
         sys.stdout.writelines(f"{index} {hook.name}\n" for index, hook in enumerate(hooks) if hook.kind != "libc")

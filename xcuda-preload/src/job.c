@@ -26,8 +26,6 @@ static struct mux_job page;
 static struct mux_process_slot slot; /* what is published, but for the account's part */
 static struct mux_spending others;
 static int64_t others_at_ns, others_in_flight_ns;
-static uint32_t open_launches;
-static int64_t open_cost_ns;
 static int claim_error = -1;
 
 static bool have_slot(void) {
@@ -58,10 +56,10 @@ static void lose_slot(int error) {
 
 static void publish(void) {
     account_lock();
-    slot.launches = account.launches + account.in_flight + open_launches;
+    slot.launches = account.launches;
     slot.busy_ns = account.busy_ns;
-    slot.inflight = account.in_flight + open_launches;
-    slot.inflight_ns = (uint64_t)(account.in_flight_ns + open_cost_ns);
+    slot.inflight = account.in_flight;
+    slot.inflight_ns = (uint64_t)account.in_flight_ns;
     slot.throttled_ns = atomic_load_explicit(&account.throttled_ns, memory_order_relaxed);
     slot.frozen_ns = atomic_load_explicit(&account.frozen_ns, memory_order_relaxed);
     account_unlock();
@@ -191,13 +189,6 @@ void job_note_result(enum hook_index hook, CUresult result) {
     pthread_mutex_unlock(&lock);
 }
 
-void job_note_open(uint32_t launches, int64_t cost_ns) {
-    pthread_mutex_lock(&lock);
-    open_launches = launches;
-    open_cost_ns = cost_ns;
-    pthread_mutex_unlock(&lock);
-}
-
 void job_note_drained(bool drained) {
     pthread_mutex_lock(&lock);
     if (slot.drained != drained) {
@@ -222,7 +213,5 @@ void job_forget_all(void) {
     slot = (struct mux_process_slot){.owner = 0};
     others = (struct mux_spending){.total_ns = 0};
     others_at_ns = others_in_flight_ns = 0;
-    open_launches = 0;
-    open_cost_ns = 0;
     claim_error = -1;
 }

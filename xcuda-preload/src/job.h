@@ -30,9 +30,6 @@ void job_note_refusal(uint64_t bytes);
 /* Notes the first error after which a context is of no more use. */
 void job_note_result(enum hook_index hook, CUresult result);
 
-/* What is launched in groups that are still open, as of now. */
-void job_note_open(uint32_t launches, int64_t cost_ns);
-
 void job_note_drained(bool drained);
 
 /* The last words: the memory is free again, nothing is in flight. */

@@ -6,7 +6,15 @@
 #include "clock.h"
 #include "group.h"
 
-_Thread_local struct thread self;
+#define NOTHING_YET {.stream = STREAM_ALL}
+#define NOBODY                                                           \
+    {                                                                    \
+        .memories = {NOTHING_YET, NOTHING_YET, NOTHING_YET, NOTHING_YET, \
+                     NOTHING_YET, NOTHING_YET, NOTHING_YET, NOTHING_YET} \
+    }
+_Static_assert(THREAD_LANES == 8, "one NOTHING_YET for each");
+
+_Thread_local struct thread self = NOBODY;
 
 static struct lane lanes[LANE_SETS][LANE_WAYS];
 
@@ -45,6 +53,7 @@ static bool hold(struct lane *lane) {
 static void take(struct lane *lane, CUstream stream) {
     atomic_store_explicit(&lane->owner, &self, memory_order_relaxed);
     atomic_store_explicit(&lane->stream, stream, memory_order_relaxed);
+    atomic_fetch_add_explicit(&lane->life, 1, memory_order_relaxed);
     lane->context = NULL;
     lane->credit_ns = -1;
 }
@@ -79,18 +88,12 @@ static struct lane *claim(CUstream stream) {
     return NULL;
 }
 
-static void remember(struct lane *lane, CUstream stream) {
-    self.lanes[lane_memory(stream)] = lane;
-}
-
 struct lane *lane_hold_known(CUstream stream) {
     struct lane *lane = find(&self, stream);
     if (lane == NULL || !hold(lane))
         return NULL;
-    if (lane_is(lane, &self, stream)) {
-        remember(lane, stream);
+    if (lane_is(lane, &self, stream))
         return lane;
-    }
     lane_release(lane);
     return NULL;
 }
@@ -105,10 +108,8 @@ struct lane *lane_hold(CUstream stream) {
             lane = claim(stream);
             pthread_mutex_unlock(&registry);
         }
-        if (lane != NULL && lane_is(lane, &self, stream)) {
-            remember(lane, stream);
+        if (lane != NULL && lane_is(lane, &self, stream))
             return lane;
-        }
         if (lane != NULL)
             lane_release(lane); /* it was given away before we held it */
         else
@@ -140,5 +141,5 @@ void lane_forget_all(void) {
     for (unsigned i = 0; i < count; i++)
         *used[i] = (struct lane){.held = 0};
     atomic_store_explicit(&used_count, 0, memory_order_relaxed);
-    self = (struct thread){.in_callback = 0};
+    self = (struct thread)NOBODY;
 }

@@ -20,6 +20,7 @@
 
 #include "cuda_types.h"
 #include "estimate.h"
+#include "visibility.h"
 
 enum {
     LANE_SETS = 64,
@@ -51,14 +52,26 @@ struct group {
     bool sample;     /* one launch between two marks of its own: teaches what it takes */
 };
 
+/* No stream in particular. */
+#define STREAM_ALL ((CUstream) ~(uintptr_t)0)
+
+/* A lane as a thread remembers it: by the stream as the program names it. */
+struct memory {
+    struct lane *lane;
+    uint64_t life;   /* the lane's, then */
+    CUstream stream; /* STREAM_ALL: nothing remembered */
+};
+
 struct thread {
-    struct lane *lanes[THREAD_LANES];
+    struct memory memories[THREAD_LANES];
     uint32_t in_callback; /* of the driver: depth */
 };
 
 struct lane {
     _Atomic uint32_t held;
-    uint32_t until_sample; /* launches until one is measured again */
+    uint32_t since_sample; /* launches in closed groups since one was measured alone */
+
+    _Atomic uint64_t life; /* how often it was given to somebody; 0: never */
 
     /* Whose it is. Changes only while it is held, and idle. */
     _Atomic(const struct thread *) owner;
@@ -75,6 +88,8 @@ struct lane {
     bool close_now; /* the launch that is being made is the last of its group */
 
     bool open;
+    uint32_t reported; /* launches of the open group that the account knows of, and their cost */
+    int64_t reported_ns;
     uint32_t seen_launches; /* at the last look of somebody else */
     int64_t quiet_since_ns; /* when they were first seen to be so many */
     int64_t granted_ns;
@@ -86,18 +101,15 @@ struct lane {
     struct group groups[LANE_GROUPS]; /* closed, in flight: a ring */
 } __attribute__((aligned(64)));
 
-extern _Thread_local struct thread self __attribute__((tls_model("initial-exec")));
-
-/* No stream in particular. */
-#define STREAM_ALL ((CUstream) ~(uintptr_t)0)
+extern HIDDEN _Thread_local struct thread self;
 
 static inline CUstream stream_named(CUstream stream, CUstream if_null) {
     return stream == NULL ? if_null : stream;
 }
 
-static inline unsigned lane_memory(CUstream stream) {
+static inline struct memory *lane_memory(CUstream stream) {
     uintptr_t bits = (uintptr_t)stream;
-    return (bits ^ bits >> 4 ^ bits >> 10) % THREAD_LANES;
+    return &self.memories[(bits >> 5 ^ bits >> 12) % THREAD_LANES];
 }
 
 /* Sequentially consistent: who has the lane after the gate was closed sees no launch that passed
@@ -117,8 +129,9 @@ static inline bool lane_is(const struct lane *lane, const struct thread *owner, 
            atomic_load_explicit(&lane->stream, memory_order_relaxed) == stream;
 }
 
-/* This thread's lane for the stream, held; made if there is none. NULL if the thread is launching
- * into that very lane: from a handler of a signal, or because a driver calls itself by name. */
+/* This thread's lane for the stream, which has a name (no NULL), held; made if there is none. NULL
+ * if the thread is launching into that very lane: from a handler of a signal, or because a driver
+ * calls itself by name. */
 struct lane *lane_hold(CUstream stream);
 
 /* This thread's lane for the stream, held, if there is one. */

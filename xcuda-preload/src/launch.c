@@ -12,6 +12,9 @@
  * waited for. */
 enum { GROUPS_PER_WINDOW = 4 };
 
+/* When a lane has made so many launches, the first one of the next group is measured alone. */
+enum { SAMPLE_EVERY = 250 };
+
 /* Work that takes this long is always measured: two marks more are nothing beside it. */
 #define ALWAYS_EXACT_NS INT64_C(100000)
 
@@ -94,8 +97,7 @@ static int64_t window_ns_of(const struct request *request) {
 static void size_up(struct request *request) {
     request->cost_ns = atomic_load_explicit(&request->estimate->cost_ns, memory_order_relaxed);
     request->unknown = request->cost_ns == ESTIMATE_UNKNOWN_NS;
-    request->sample = request->unknown || request->lane->until_sample <= 1 ||
-                      estimate_is_young(request->estimate) ||
+    request->sample = request->unknown || estimate_is_young(request->estimate) ||
                       request->cost_ns * GROUPS_PER_WINDOW >= window_ns_of(request);
     if (request->unknown)
         request->cost_ns =
@@ -140,13 +142,13 @@ static enum hindrance try_admit(struct request *request, const struct wait *wait
         return FROZEN;
     size_up(request);
     if (fits_open_group(request)) {
-        lane->until_sample--;
         group_count(lane, request->estimate);
         return NOTHING;
     }
     if (lane->open)
         group_close(lane, request->now_ns);
     group_poll(lane, request->now_ns);
+    request->sample |= lane->since_sample >= SAMPLE_EVERY;
 
     int64_t budget_wait_ns = account_budget_wait_ns(request->now_ns, permille);
     if (budget_wait_ns > 0) {
@@ -200,7 +202,16 @@ static bool settle_context(struct lane *lane, CUstream stream) {
     return true;
 }
 
-struct lane *launch_admit(CUstream stream, uint64_t work) {
+static void remember(struct lane *lane, CUstream stream) {
+    *lane_memory(stream) = (struct memory){
+        .lane = lane,
+        .life = atomic_load_explicit(&lane->life, memory_order_relaxed),
+        .stream = stream,
+    };
+}
+
+struct lane *launch_admit(CUstream as_named, CUstream if_null, uint64_t work) {
+    CUstream stream = stream_named(as_named, if_null);
     if (!launch_gated() || work == 0 || self.in_callback > 0)
         return NULL;
     if (capture_any() && capture_covers(stream))
@@ -217,13 +228,20 @@ struct lane *launch_admit(CUstream stream, uint64_t work) {
         bool known = settle_context(lane, stream);
         enum hindrance why = known ? try_admit(&request, &waited) : NOTHING;
         capture_restore(mode);
-        if (why == NOTHING && known)
+        if (why == NOTHING && known) {
+            remember(lane, as_named);
             return lane;
+        }
         lane_release(lane);
         if (!known) /* no context: the driver will say so */
             return NULL;
         wait_for(&waited, why, request.due_in_ns);
     }
+}
+
+CUresult launch_failed(enum hook_index hook, CUresult result) {
+    job_note_result(hook, result);
+    return result;
 }
 
 CUresult launch_settle(struct lane *lane, enum hook_index hook, CUresult result) {

@@ -88,23 +88,23 @@ CUresult on_ctx_create(enum hook_index hook, CUcontext *context, unsigned int fl
 CUresult on_ctx_create_v3(enum hook_index hook, CUcontext *context, void *affinity, int count,
                           unsigned int flags, CUdevice device) {
     struct birth birth;
-    fn_cuCtxCreate_v3 real = REAL_OF(hook, cuCtxCreate_v3);
     if (!launch_gated())
-        return real(context, affinity, count, flags, device);
+        return REAL_OF(hook, cuCtxCreate_v3)(context, affinity, count, flags, device);
     if (!announce(&birth))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    return settle(hook, real(context, affinity, count, flags, device), context, &birth);
+    return settle(hook, REAL_OF(hook, cuCtxCreate_v3)(context, affinity, count, flags, device),
+                  context, &birth);
 }
 
 CUresult on_ctx_create_v4(enum hook_index hook, CUcontext *context, void *parameters,
                           unsigned int flags, CUdevice device) {
     struct birth birth;
-    fn_cuCtxCreate_v4 real = REAL_OF(hook, cuCtxCreate_v4);
     if (!launch_gated())
-        return real(context, parameters, flags, device);
+        return REAL_OF(hook, cuCtxCreate_v4)(context, parameters, flags, device);
     if (!announce(&birth))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    return settle(hook, real(context, parameters, flags, device), context, &birth);
+    return settle(hook, REAL_OF(hook, cuCtxCreate_v4)(context, parameters, flags, device), context,
+                  &birth);
 }
 
 /* Nothing of the context may be touched any more: its events are gone with it. */
@@ -165,15 +165,15 @@ static void made(CUdevice device, CUcontext context) {
 }
 
 CUresult on_primary_ctx_retain(enum hook_index hook, CUcontext *context, CUdevice device) {
-    fn_cuDevicePrimaryCtxRetain real = REAL_OF(hook, cuDevicePrimaryCtxRetain);
     if (!launch_gated() || device < 0 || device >= DEVICES || !makes(device))
-        return real(context, device);
+        return REAL_OF(hook, cuDevicePrimaryCtxRetain)(context, device);
     struct birth birth;
     if (!announce(&birth)) {
         made(device, NULL);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    CUresult result = settle(hook, real(context, device), context, &birth);
+    CUresult result =
+        settle(hook, REAL_OF(hook, cuDevicePrimaryCtxRetain)(context, device), context, &birth);
     made(device, result == CUDA_SUCCESS ? *context : NULL);
     return result;
 }

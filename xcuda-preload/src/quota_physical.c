@@ -18,12 +18,11 @@ static bool on_device(const CUmemAllocationProp *prop) {
 
 CUresult on_mem_create(enum hook_index hook, CUmemGenericAllocationHandle *handle, size_t bytes,
                        const CUmemAllocationProp *prop, unsigned long long flags) {
-    fn_cuMemCreate real = REAL_OF(hook, cuMemCreate);
     if (!launch_gated() || !on_device(prop))
-        return real(handle, bytes, prop, flags);
+        return REAL_OF(hook, cuMemCreate)(handle, bytes, prop, flags);
     if (!quota_take(bytes))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    CUresult result = real(handle, bytes, prop, flags);
+    CUresult result = REAL_OF(hook, cuMemCreate)(handle, bytes, prop, flags);
     if (result != CUDA_SUCCESS) {
         quota_give(bytes);
         job_note_result(hook, result);

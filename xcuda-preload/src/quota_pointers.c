@@ -37,13 +37,13 @@ CUresult on_mem_alloc_managed(enum hook_index hook, CUdeviceptr *address, size_t
  * given back. */
 CUresult on_mem_alloc_pitch(enum hook_index hook, CUdeviceptr *address, size_t *pitch, size_t width,
                             size_t height, unsigned int element_bytes) {
-    fn_cuMemAllocPitch_v2 real = REAL_OF(hook, cuMemAllocPitch_v2);
     if (!launch_gated())
-        return real(address, pitch, width, height, element_bytes);
+        return REAL_OF(hook, cuMemAllocPitch_v2)(address, pitch, width, height, element_bytes);
     uint64_t bytes = 0;
     if (__builtin_mul_overflow(width, height, &bytes) || !quota_take(bytes))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    CUresult result = real(address, pitch, width, height, element_bytes);
+    CUresult result =
+        REAL_OF(hook, cuMemAllocPitch_v2)(address, pitch, width, height, element_bytes);
     if (result == CUDA_SUCCESS) {
         uint64_t padding_bytes = *pitch * height - bytes;
         if (!quota_take(padding_bytes)) {

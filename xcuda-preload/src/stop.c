@@ -12,9 +12,8 @@
 #include <unistd.h>
 
 #include "symbols.h"
+#include "visibility.h"
 #include "warden.h"
-
-#define EXPORT __attribute__((visibility("default")))
 
 typedef int (*sigaction_function)(int, const struct sigaction *, struct sigaction *);
 typedef void (*handler_function)(int);

@@ -73,12 +73,11 @@ static bool runs_once(CUstream stream, const void *function) {
 }
 
 CUresult on_launch_host_func(enum hook_index hook, CUstream stream, CUhostFn function, void *data) {
-    fn_cuLaunchHostFunc real = REAL_OF(hook, cuLaunchHostFunc);
     struct callback *callback =
         runs_once(stream, (void *)function) ? wrap(function, NULL, data) : NULL;
     if (callback == NULL)
         return REAL_OF(hook, cuLaunchHostFunc)(stream, function, data);
-    CUresult result = real(stream, run_host, callback);
+    CUresult result = REAL_OF(hook, cuLaunchHostFunc)(stream, run_host, callback);
     if (result != CUDA_SUCCESS)
         free(callback);
     return result;
@@ -86,12 +85,11 @@ CUresult on_launch_host_func(enum hook_index hook, CUstream stream, CUhostFn fun
 
 CUresult on_launch_host_func_v2(enum hook_index hook, CUstream stream, CUhostFn function,
                                 void *data, unsigned int mode) {
-    fn_cuLaunchHostFunc_v2 real = REAL_OF(hook, cuLaunchHostFunc_v2);
     struct callback *callback =
         runs_once(stream, (void *)function) ? wrap(function, NULL, data) : NULL;
     if (callback == NULL)
         return REAL_OF(hook, cuLaunchHostFunc_v2)(stream, function, data, mode);
-    CUresult result = real(stream, run_host, callback, mode);
+    CUresult result = REAL_OF(hook, cuLaunchHostFunc_v2)(stream, run_host, callback, mode);
     if (result != CUDA_SUCCESS)
         free(callback);
     return result;
@@ -99,12 +97,11 @@ CUresult on_launch_host_func_v2(enum hook_index hook, CUstream stream, CUhostFn 
 
 CUresult on_stream_add_callback(enum hook_index hook, CUstream stream, CUstreamCallback function,
                                 void *data, unsigned int flags) {
-    fn_cuStreamAddCallback real = REAL_OF(hook, cuStreamAddCallback);
     struct callback *callback =
         runs_once(stream, (void *)function) ? wrap(NULL, function, data) : NULL;
     if (callback == NULL)
         return REAL_OF(hook, cuStreamAddCallback)(stream, function, data, flags);
-    CUresult result = real(stream, run_stream, callback, flags);
+    CUresult result = REAL_OF(hook, cuStreamAddCallback)(stream, run_stream, callback, flags);
     if (result != CUDA_SUCCESS)
         free(callback);
     return result;

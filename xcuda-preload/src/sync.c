@@ -33,7 +33,7 @@ static void settle_stream(CUstream stream) {
 static void settle_thread(void) {
     int64_t now_ns = clock_now_ns();
     for (unsigned i = 0; i < THREAD_LANES; i++) {
-        struct lane *lane = self.lanes[i];
+        struct lane *lane = self.memories[i].lane;
         if (lane == NULL || !lane_try(lane, LANE_LAUNCHING))
             continue;
         if (atomic_load_explicit(&lane->owner, memory_order_relaxed) == &self) {

@@ -43,8 +43,6 @@ static _Atomic int stop_signal;
 
 struct round {
     int64_t now_ns;
-    uint32_t open_launches;
-    int64_t open_cost_ns;
     bool busy;
     bool wanted; /* there was something to do: come again soon */
     int64_t published_ns, refreshed_ns;
@@ -60,20 +58,15 @@ static void look_after(struct lane *lane, void *context) {
     group_poll(lane, round->now_ns);
     if (!capture_any())
         group_ask_if_quiet(lane, round->now_ns);
-    if (lane->open) {
-        round->open_launches += lane->launches;
-        round->open_cost_ns += lane->granted_ns - lane->credit_ns;
-    }
+    if (lane->open)
+        group_report(lane);
     round->busy |= lane->open || lane->count > 0;
 }
 
 static bool look_after_groups(struct round *round) {
     round->now_ns = clock_now_ns();
-    round->open_launches = 0;
-    round->open_cost_ns = 0;
     round->busy = false;
     lane_each(look_after, round, false);
-    job_note_open(round->open_launches, round->open_cost_ns);
     return round->busy;
 }
 

@@ -8,11 +8,12 @@
 /* Odd factors with bits all over, as in multiplicative hashing. */
 #define WORK_FACTOR_1 UINT64_C(0x9e3779b97f4a7c15)
 #define WORK_FACTOR_2 UINT64_C(0xd6e8feb86659fd93)
-#define WORK_FACTOR_3 UINT64_C(0xff51afd7ed558ccd)
 
+/* On the launch path, hence short: bits of the grid that do not fit are folded. Estimates are
+ * placed by the upper bits, which those of the grid reach last. */
 static inline uint64_t work_kernel(CUfunction function, unsigned x, unsigned y, unsigned z) {
-    uint64_t grid = x + y * WORK_FACTOR_3 + z * WORK_FACTOR_2;
-    return (((uint64_t)(uintptr_t)function ^ grid * WORK_FACTOR_2) * WORK_FACTOR_1) | 1;
+    uint64_t grid = (((uint64_t)z << 12 ^ y) << 20) ^ x;
+    return ((uint64_t)(uintptr_t)function ^ grid * WORK_FACTOR_2) * WORK_FACTOR_1;
 }
 
 static inline uint64_t work_configured(const CUlaunchConfig *config, CUfunction function) {

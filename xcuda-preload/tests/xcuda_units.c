@@ -1,0 +1,231 @@
+/* The parts of the library that only compute: what was covered, what may be spent, what is
+ * expected, what is held. Says nothing and ends with 0 if all is right. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "budget.h"
+#include "estimate.h"
+#include "ledger.h"
+#include "timeline.h"
+#include "work.h"
+
+#define CHECK(truth)                                                              \
+    do {                                                                          \
+        if (!(truth)) {                                                           \
+            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #truth); \
+            exit(1);                                                              \
+        }                                                                         \
+    } while (0)
+
+#define MS INT64_C(1000000)
+
+/* ---- timeline ----------------------------------------------------------------------------------
+ */
+
+static void overlaps_count_once(void) {
+    struct timeline timeline = {.count = 0};
+    CHECK(timeline_add(&timeline, 10, 20) == 10);
+    CHECK(timeline_add(&timeline, 15, 25) == 5);
+    CHECK(timeline_add(&timeline, 12, 18) == 0);
+    CHECK(timeline_add(&timeline, 5, 30) == 10);
+    CHECK(timeline.count == 1);
+}
+
+static void gaps_are_filled_later(void) {
+    struct timeline timeline = {.count = 0};
+    CHECK(timeline_add(&timeline, 10, 20) == 10);
+    CHECK(timeline_add(&timeline, 30, 40) == 10);
+    CHECK(timeline_add(&timeline, 18, 35) == 10);
+    CHECK(timeline.count == 1 && timeline.spans[0].start_ns == 10 &&
+          timeline.spans[0].end_ns == 40);
+}
+
+static void what_is_long_ago_is_taken_as_covered(void) {
+    struct timeline timeline = {.count = 0};
+    for (int64_t i = 0; i <= TIMELINE_SPANS; i++)
+        CHECK(timeline_add(&timeline, i * 10 + 1, i * 10 + 2) == 1);
+    CHECK(timeline_add(&timeline, 0, 2) == 0);
+    CHECK(timeline.count <= TIMELINE_SPANS);
+}
+
+static void the_union_is_that_of_a_bitmap(void) {
+    enum { LENGTH = 2000 };
+    struct timeline timeline = {.count = 0};
+    static bool covered[LENGTH];
+    int64_t at = 0;
+    for (int round = 0; round < 300; round++) { /* roughly in order, as marks come in */
+        int64_t start = at + rand() % 30, end = start + rand() % 40, fresh = 0;
+        for (int64_t i = start; i < end; i++) {
+            fresh += !covered[i];
+            covered[i] = true;
+        }
+        CHECK(timeline_add(&timeline, start, end) == fresh);
+        at += rand() % 7;
+    }
+}
+
+/* ---- budget ------------------------------------------------------------------------------------
+ */
+
+static void a_job_that_spends_its_budget_never_waits_for_long(void) {
+    struct budget budget = {.at_ns = 0};
+    int64_t now_ns = 1, spent_ns = 0;
+    budget_bring(&budget, now_ns, spent_ns, 300);
+    for (int i = 0; i < 1000; i++) { /* kernels of 3 ms, as soon as each is allowed */
+        budget_bring(&budget, now_ns, spent_ns, 300);
+        now_ns += budget_wait_ns(&budget, 300) + 3 * MS;
+        spent_ns += 3 * MS;
+    }
+    double share = (double)spent_ns / (double)now_ns;
+    CHECK(share > 0.295 && share < 0.305);
+}
+
+static void credit_and_debt_are_bounded(void) {
+    struct budget budget = {.at_ns = 0};
+    budget_bring(&budget, 1, 0, 500);
+    budget_bring(&budget, 100000 * MS, 0, 500);
+    CHECK(budget.credit_ns == BUDGET_MOST_CREDIT_NS);
+    budget_bring(&budget, 100000 * MS, 100000 * MS, 500);
+    CHECK(budget.credit_ns == -BUDGET_MOST_DEBT_NS);
+    CHECK(budget_wait_ns(&budget, 500) == 2 * BUDGET_MOST_DEBT_NS + 1);
+}
+
+static void a_whole_budget_keeps_no_account_and_none_waits_for_ever(void) {
+    struct budget budget = {.at_ns = 0};
+    budget_bring(&budget, 1, 0, 1000);
+    budget_bring(&budget, 2, 1000 * MS, 1000);
+    CHECK(budget_wait_ns(&budget, 1000) == 0);
+    CHECK(budget_wait_ns(&budget, 0) == INT64_MAX);
+}
+
+/* ---- estimates ---------------------------------------------------------------------------------
+ */
+
+static void what_was_never_measured_costs_more_than_any_window(void) {
+    struct estimate *estimate = estimate_of(work_kernel((CUfunction)0x1000, 1, 1, 1));
+    CHECK(estimate->cost_ns == ESTIMATE_UNKNOWN_NS && estimate_is_young(estimate));
+}
+
+static void a_constant_duration_is_learned_at_once_and_exactly(void) {
+    struct estimate *estimate = estimate_of(work_kernel((CUfunction)0x2000, 1, 1, 1));
+    for (int i = 0; i < 4; i++)
+        estimate_learn(estimate, 50000, 1);
+    CHECK(estimate->mean_ns == 50000 && estimate->cost_ns == 50000);
+    CHECK(!estimate_is_young(estimate));
+}
+
+static void a_duration_that_varies_costs_more_than_its_mean(void) {
+    struct estimate *estimate = estimate_of(work_kernel((CUfunction)0x3000, 1, 1, 1));
+    for (int i = 0; i < 100; i++)
+        estimate_learn(estimate, i % 2 ? 5000 : 20 * MS, 1);
+    CHECK(estimate->mean_ns > 7 * MS && estimate->mean_ns < 13 * MS);
+    CHECK(estimate->cost_ns > 20 * MS);
+}
+
+static void another_grid_is_another_estimate(void) {
+    CUfunction function = (CUfunction)0x4000;
+    estimate_learn(estimate_of(work_kernel(function, 1, 1, 1)), 5000, 1);
+    CHECK(estimate_of(work_kernel(function, 2, 1, 1))->cost_ns == ESTIMATE_UNKNOWN_NS);
+    CHECK(estimate_of(work_kernel(function, 1, 2, 1))->cost_ns == ESTIMATE_UNKNOWN_NS);
+    CHECK(estimate_of(work_kernel(function, 1, 1, 1))->cost_ns == 5000);
+}
+
+static void a_full_table_gives_up_old_estimates_and_goes_on(void) {
+    for (uintptr_t i = 1; i < 20000; i++) {
+        uint64_t work = work_kernel((CUfunction)(0x100000 + i * 64), 1, 1, 1);
+        struct estimate *estimate = estimate_of(work);
+        CHECK(estimate->work == work && estimate->cost_ns == ESTIMATE_UNKNOWN_NS);
+        estimate_learn(estimate, 7000, 1);
+        CHECK(estimate_of(work) == estimate);
+    }
+}
+
+static void a_handle_that_is_used_again_is_learned_again(void) {
+    uint64_t work = work_graph((CUgraphExec)0x5000);
+    for (int i = 0; i < 9; i++)
+        estimate_learn(estimate_of(work), 9 * MS, 1);
+    estimate_forget(work);
+    CHECK(estimate_of(work)->cost_ns == ESTIMATE_UNKNOWN_NS);
+    estimate_learn(estimate_of(work), 5000, 1);
+    CHECK(estimate_of(work)->cost_ns == 5000);
+}
+
+static void copies_of_about_the_same_size_are_alike(void) {
+    CHECK(work_copy(1000000) == work_copy(1000100));
+    CHECK(work_copy(1000000) != work_copy(1300000));
+    CHECK(work_copy(4096) != work_set(4096));
+    CHECK(work_copy(0) != 0);
+}
+
+static void copies_from_and_to_the_host_are_none_of_ours(void) {
+    CUDA_MEMCPY2D copy = {.srcMemoryType = 2, .dstMemoryType = 2, .WidthInBytes = 8, .Height = 8};
+    CHECK(work_copy2d(&copy) == work_copy(64));
+    copy.dstMemoryType = CU_MEMORYTYPE_HOST;
+    CHECK(work_copy2d(&copy) == 0 && work_copy2d(NULL) == 0);
+}
+
+/* ---- ledger ------------------------------------------------------------------------------------
+ */
+
+static void the_ledger_is_that_of_a_plain_array(void) {
+    enum { KEYS = 5000 };
+    static uint64_t held[KEYS];
+    struct ledger ledger = {.capacity = 0};
+    for (int round = 0; round < 200000; round++) {
+        uint64_t key = (uint64_t)(rand() % KEYS);
+        enum ledger_kind kind = key % 2 ? LEDGER_POINTER : LEDGER_ARRAY;
+        if (held[key] == 0) {
+            held[key] = (uint64_t)rand() + 1;
+            struct ledger_entry entry = {.kind = kind, .key = key << 9, .bytes = held[key]};
+            CHECK(ledger_add(&ledger, &entry));
+        } else {
+            struct ledger_entry taken;
+            CHECK(ledger_take(&ledger, kind, key << 9, &taken) && taken.bytes == held[key]);
+            CHECK(!ledger_take(&ledger, kind, key << 9, &taken));
+            held[key] = 0;
+        }
+    }
+    for (uint64_t key = 0; key < KEYS; key++) {
+        enum ledger_kind kind = key % 2 ? LEDGER_POINTER : LEDGER_ARRAY;
+        const struct ledger_entry *entry = ledger_find(&ledger, kind, key << 9);
+        CHECK(held[key] == 0 ? entry == NULL : entry != NULL && entry->bytes == held[key]);
+    }
+    ledger_clear(&ledger);
+}
+
+static void a_context_takes_its_memory_along(void) {
+    struct ledger ledger = {.capacity = 0};
+    for (uint64_t key = 1; key <= 3000; key++) {
+        struct ledger_entry entry = {.kind = LEDGER_POINTER, .key = key << 21, .bytes = 10};
+        entry.context = (CUcontext)(uintptr_t)(key % 3 + 1);
+        CHECK(ledger_add(&ledger, &entry));
+    }
+    CHECK(ledger_take_context(&ledger, (CUcontext)1) == 10000);
+    CHECK(ledger_take_context(&ledger, (CUcontext)1) == 0);
+    CHECK(ledger.count == 2000);
+    for (uint64_t key = 1; key <= 3000; key++)
+        CHECK((ledger_find(&ledger, LEDGER_POINTER, key << 21) == NULL) == (key % 3 == 0));
+    ledger_clear(&ledger);
+}
+
+int main(void) {
+    overlaps_count_once();
+    gaps_are_filled_later();
+    what_is_long_ago_is_taken_as_covered();
+    the_union_is_that_of_a_bitmap();
+    a_job_that_spends_its_budget_never_waits_for_long();
+    credit_and_debt_are_bounded();
+    a_whole_budget_keeps_no_account_and_none_waits_for_ever();
+    what_was_never_measured_costs_more_than_any_window();
+    a_constant_duration_is_learned_at_once_and_exactly();
+    a_duration_that_varies_costs_more_than_its_mean();
+    another_grid_is_another_estimate();
+    a_full_table_gives_up_old_estimates_and_goes_on();
+    a_handle_that_is_used_again_is_learned_again();
+    copies_of_about_the_same_size_are_alike();
+    copies_from_and_to_the_host_are_none_of_ours();
+    the_ledger_is_that_of_a_plain_array();
+    a_context_takes_its_memory_along();
+    return 0;
+}
