@@ -125,8 +125,10 @@ class Orders:
                 await self._begin(order, attempt, before)
             case EvictDone():
                 self._over(order, answer)
-            case EvictEnd():
-                log.info("order carried out", gpu=order.gpu, attempts=answer.attempts)
+            case EvictEnd(attempts=0):
+                log.debug("there is nothing to evict", gpu=order.gpu)
+            case EvictEnd(attempts=attempts):
+                log.info("order carried out", gpu=order.gpu, attempts=attempts)
 
     async def _begin(self, order: EvictOrder, attempt: Attempt, before: GpuSample | None) -> None:
         """Remember an eviction and tell of it, unless that was done already."""

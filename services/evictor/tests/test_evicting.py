@@ -177,7 +177,7 @@ async def test_attempt_on_another_gpu_is_left_alone(node: EvictingNode) -> None:
     node.executor.running.clear()  # the executor looks at the order's GPU
     await node.start_evictor()
     node.monitor.say(DeviceCondition.DISABLED)
-    await node.logged("order carried out")
+    await node.executor.ordered()
     await no_more_alerts(node)
     assert node.alerts == []
 

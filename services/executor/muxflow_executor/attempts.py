@@ -77,10 +77,10 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     """Which submission of the job this is an attempt of."""
     purpose: Purpose = Purpose.RUN
     checkpoint: Checkpoint | None = None
-    protected: bool = False
-    """Whether its GPU use is under xCUDA, with pages in the run directory."""
+    run_dir: str | None = None
+    """Run directory with its pages; null when its GPU use is not protected."""
     memory_quota_bytes: Bytes = 0
-    """Device memory that it may use, where it is protected."""
+    """Device memory that it may use, where that is protected."""
     order: Order | None = None
     """Null for an attempt that is never to be started."""
 

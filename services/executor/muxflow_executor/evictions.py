@@ -41,14 +41,15 @@ class Evictions:
             yield EvictRefused(reason=f"gpu: this node has no GPU {order.gpu!r}")
             return
         concerned = self._concerned(order)
-        log.info(
-            "eviction ordered",
-            gpu=order.gpu,
-            attempts=[str(attempt) for attempt in concerned],
-            reason=order.cause,
-            hard=order.hard,
-            workload=order.workload,
-        )
+        if concerned:
+            log.info(
+                "eviction ordered",
+                gpu=order.gpu,
+                attempts=[str(attempt) for attempt in concerned],
+                reason=order.cause,
+                hard=order.hard,
+                workload=order.workload,
+            )
         for attempt, run in concerned.items():
             if run is not None and run.ended is None:
                 self._stop(attempt, order)

@@ -138,7 +138,7 @@ class Launcher:
             submission_id=slot.submission_id if slot is not None else "",
             purpose=slot.purpose if slot is not None else Purpose.RUN,
             checkpoint=slot.launch.checkpoint if slot is not None else None,
-            protected=self._protection is not None,
+            run_dir=str(self._protection.run.path) if self._protection is not None else None,
             memory_quota_bytes=slot.memory_quota_bytes if slot is not None else 0,
             order=self._order(slot, run_id) if slot is not None else None,
         )

@@ -36,7 +36,7 @@ from muxflow_executor.attempts import (
     StopRequest,
 )
 from muxflow_executor.launch import Launcher, RunnerSettings, never_started
-from muxflow_executor.protection import Protection
+from muxflow_executor.protection import Protection, adopt
 from muxflow_executor.recovery import recover
 from muxflow_executor.run import Run, readable
 from muxflow_executor.shim.records import boot_id, shorten
@@ -223,8 +223,8 @@ class ProcessRunner:
     async def _adopt(self, directory: AttemptDirectory) -> None:
         run = self.runs[directory.key] = Run(directory.key, directory.intent.gpu)
         run.directory, run.reported = directory, directory.reported
-        if self._protection is not None and directory.intent.protected and directory.ended() is None:
-            run.job = await asyncio.to_thread(self._protection.adopt, directory.intent)
+        if directory.ended() is None:
+            run.job = await asyncio.to_thread(adopt, directory.intent)
         await self._take_over(run, directory)
 
     async def _take_over(self, run: Run, directory: AttemptDirectory) -> None:
@@ -295,8 +295,8 @@ class ProcessRunner:
     def _end(self, run: Run, ended: Ended) -> None:
         run.ended = ended
         run.over.set()
-        if run.job is not None and self._protection is not None:
-            self._protection.drop(run.job)
+        if run.job is not None:
+            run.job.remove()
             run.job = None
         if not run.reported:
             self._tell(

@@ -10,6 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import IO, Any, Final
 
 import structlog
@@ -89,6 +90,11 @@ class ProtectedJob:
         self._control.close()
         self._page.close()
 
+    def remove(self) -> None:
+        """Drop the pages: nothing of the attempt is left."""
+        self.close()
+        self.directory.remove()
+
     def _take_control(self, order: JobOrder) -> JobControlWriter:
         return JobControlWriter(self.directory, self._limits, order)
 
@@ -107,7 +113,7 @@ class Protection:
     """All protected attempts of one node."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self._run = run
+        self.run = run
         self._lock: IO[Any] | None = None
 
     def open(self) -> None:
@@ -115,8 +121,8 @@ class Protection:
         library = str(native.path("libxcuda.so"))
         if any(character in library for character in " :"):
             raise OSError(f"{library}: no library can be preloaded from a path with a blank or a colon in it")
-        self._run.prepare()
-        lock = (self._run.path / "executor.lock").open("w")
+        self.run.prepare()
+        lock = (self.run.path / "executor.lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -131,27 +137,14 @@ class Protection:
 
     def sweep(self, live: Collection[Attempt]) -> None:
         """Drop what an executor that was killed has left of all other attempts."""
-        names = {self._run.job(attempt).name for attempt in live}
-        for directory in self._run.jobs():
+        names = {self.run.job(attempt).name for attempt in live}
+        for directory in self.run.jobs():
             if directory.name not in names:
                 directory.remove()
 
     def protect(self, attempt: Attempt, *, gpu: str, quota_bytes: int) -> ProtectedJob:
         """Make the attempt's pages, or take over those that are there. Raises `PageError`, OSError."""
-        return ProtectedJob(self._run.job(attempt), JobLimits(gpu=gpu, quota_bytes=quota_bytes))
-
-    def adopt(self, intent: Intent) -> ProtectedJob | None:
-        """Take over the pages of an attempt that runs; None, and a line in the log, where that is not possible."""
-        try:
-            return self.protect(intent.attempt, gpu=intent.gpu, quota_bytes=intent.memory_quota_bytes)
-        except (PageError, OSError) as error:
-            log.error("attempt cannot be held at its gate", attempt=str(intent.attempt), error=str(error))  # noqa: TRY400
-            return None
-
-    def drop(self, job: ProtectedJob) -> None:
-        """Remove the pages of an attempt of which nothing is left."""
-        job.close()
-        job.directory.remove()
+        return ProtectedJob(self.run.job(attempt), JobLimits(gpu=gpu, quota_bytes=quota_bytes))
 
     def environment(
         self,
@@ -167,7 +160,7 @@ class Protection:
         """
         surroundings = os.environ if inherited is None else inherited
         environment = {name: value for name, value in wanted.items() if not name.startswith(_OURS) or name in _THE_JOBS}
-        device = self._run.device(job.gpu)
+        device = self.run.device(job.gpu)
         environment |= {
             "LD_PRELOAD": _joined(str(native.path("libxcuda.so")), wanted.get("LD_PRELOAD")),
             "XCUDA_DEVICE_DIR": str(device.path),
@@ -186,6 +179,21 @@ class Protection:
                 "CUDA_MPS_CLIENT_PRIORITY": _BELOW_NORMAL,
             }
         return environment
+
+
+def adopt(intent: Intent) -> ProtectedJob | None:
+    """Take over the pages of an attempt that runs; None, and a line in the log, where that is not possible.
+
+    They are where they were when it started, also if the settings have changed.
+    """
+    if intent.run_dir is None:
+        return None
+    directory = RunDirectory(Path(intent.run_dir)).job(intent.attempt)
+    try:
+        return ProtectedJob(directory, JobLimits(gpu=intent.gpu, quota_bytes=intent.memory_quota_bytes))
+    except (PageError, OSError) as error:
+        log.error("attempt cannot be held at its gate", attempt=str(intent.attempt), error=str(error))  # noqa: TRY400
+        return None
 
 
 def _joined(*parts: str | None) -> str:
