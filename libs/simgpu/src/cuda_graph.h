@@ -1,0 +1,83 @@
+/* Graphs, their executable form, and captures of streams. */
+#ifndef SIMGPU_CUDA_GRAPH_H
+#define SIMGPU_CUDA_GRAPH_H
+
+#include "cuda_module.h"
+
+struct node {
+    struct graph *graph;
+    CUgraphNodeType type;
+    struct node **after; /* nodes that it depends on */
+    size_t after_count;
+    /* One of these, by type: */
+    struct launch launch; /* KERNEL, with: */
+    char *params;
+    void **param_pointers; /* into params, for programs that ask */
+    struct copy copy;      /* MEMCPY, with: */
+    CUDA_MEMCPY3D copy_params;
+    struct fill fill; /* MEMSET */
+    CUDA_HOST_NODE_PARAMS host;
+    struct graph *child;
+    struct event *event; /* EVENT_RECORD, WAIT_EVENT */
+    struct effect write; /* BATCH_MEM_OP: a write of a word, or, if `waits`, a wait for one */
+    struct call wait;
+    bool waits;
+    struct node *next;
+    struct node *origin; /* in an executable graph: the node that it was made from */
+    unsigned index;
+};
+
+struct graph {
+    struct node *first, *last;
+    unsigned node_count;
+    bool is_child; /* belongs to a node */
+};
+
+struct graph *graph_new(void);
+void graph_free(struct graph *graph);
+/* Adds a node of that content (type and its fields) after others. NULL: out of memory. */
+struct node *graph_add(struct graph *graph, const struct node *content, struct node *const *after,
+                       size_t count);
+
+/* A graph in order of execution, divided into branches: chains of nodes. Branch 0 runs in the
+ * stream of the launch, others in streams of the executable graph. */
+struct step {
+    struct node *node;
+    unsigned branch;
+    uint32_t stream_slot; /* where its last launch put it */
+    uint64_t sequence;
+    bool disabled;
+};
+
+struct graph_exec {
+    struct graph *graph;
+    struct step *steps;
+    unsigned step_count;
+    unsigned branch_count;
+    struct stream **branch_streams; /* branch_count - 1 of them */
+    struct context *context;        /* of those */
+    struct gpu *gpu;                /* of the last launch, which ends at: */
+    uint32_t last_stream;
+    uint64_t last_sequence;
+    uint64_t flags;
+};
+
+/* --- captures (cuda_capture.c) --- */
+
+/* Whether calls on the stream are captured. On an error the call may not be made on it now. */
+CUresult capture_of(struct stream *stream, bool *captured);
+/* Adds a node after what the stream has captured so far. */
+CUresult capture_node(struct stream *stream, const struct node *content);
+CUresult capture_record(struct stream *stream, struct event *event);
+CUresult capture_wait(struct stream *stream, struct event *event);
+/* Whether the event's newest record was captured: it then has no place in a stream. */
+bool capture_has(const struct event *event);
+/* Errors, where a capture forbids to this thread what could block or synchronise. They invalidate
+ * the capture. */
+CUresult capture_forbids(void);
+CUresult capture_forbids_stream(struct stream *stream);
+CUresult capture_forbids_event(struct event *event);
+void capture_forget_stream(struct stream *stream);
+void capture_forget_event(struct event *event);
+
+#endif
