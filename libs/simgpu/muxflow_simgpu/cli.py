@@ -27,7 +27,9 @@ DirOption = Annotated[
         show_default="$MUXFLOW_SIMGPU, else /dev/shm/muxflow-simgpu-<uid>",
     ),
 ]
-DeviceArgument = Annotated[str, typer.Argument(help="Index, UUID, or the beginning of a UUID.")]
+DeviceArgument = Annotated[
+    str, typer.Argument(help="Index, UUID, or the beginning of a UUID (four characters or more).")
+]
 
 _ENV_EXAMPLE: Final = 'eval "$(muxflow simgpu env)"'
 

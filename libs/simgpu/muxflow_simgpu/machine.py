@@ -25,6 +25,8 @@ DEVICES_MAX: Final = 32
 
 _NAMESPACE: Final = uuid.UUID("6d757866-6c6f-7720-7369-6d756c617465")
 _FILE: Final = re.compile(r"device-(\d+)")
+_PREFIX_MIN: Final = 4
+"""Fewer characters of a UUID could be an index."""
 _CHUNK: Final = 1024
 """Entries of the log that are read at once: it is locked meanwhile."""
 _RING: Final = 256
@@ -129,10 +131,14 @@ class SimulatedMachine:
         return tuple(self.device(index) for index in self._indices())
 
     def find(self, name: str) -> Device:
-        """Find a device by its index, its UUID, or the beginning of its UUID."""
+        """Find a device by its index, its UUID, or at least four characters of the beginning of its UUID."""
         devices = self.devices()
-        found = [device for device in devices if name == str(device.index)] or [
-            device for device in devices if device.uuid.lower().removeprefix("gpu-").startswith(_bare(name))
+        bare = name.lower().removeprefix("gpu-")
+        found = [
+            device
+            for device in devices
+            if name == str(device.index)
+            or (len(bare) >= _PREFIX_MIN and device.uuid.removeprefix("GPU-").startswith(bare))
         ]
         if len(found) != 1:
             what = "no such device" if not found else f"names {len(found)} devices"
@@ -310,10 +316,6 @@ class SimulatedMachine:
         except OSError as error:
             if error.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY, errno.EPERM, errno.EACCES}:
                 raise
-
-
-def _bare(name: str) -> str:
-    return name.lower().removeprefix("gpu-") or "?"
 
 
 def _operation(struct: library.OperationStruct) -> Operation:

@@ -73,7 +73,7 @@ def test_each_fault_takes_effect_and_can_be_mended(simgpu: Run, machine: Simulat
     assert [(xid.xid, xid.pid) for xid in machine.xids(0)] == [(13, 77)]
     assert simgpu("fault", device.uuid, "lost").exit_code == 0
     assert machine.device(0).lost
-    assert simgpu("fault", device.uuid[:9], "restore").exit_code == 0
+    assert simgpu("fault", device.uuid[:8], "restore").exit_code == 0
     assert not machine.device(0).lost
     simgpu("fault", "0", "clock", "600", "--reason", "power-cap")
     assert (machine.device(0).sm_clock_mhz, machine.device(0).throttle_reasons) == (600, 0x4)
