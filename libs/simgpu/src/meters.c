@@ -177,14 +177,10 @@ struct simgpu_totals simgpu_client_totals_at(const struct simgpu_device *device,
     return history_at(&history, &device->clients[client].meter, time_ns);
 }
 
-/* Part of the way from idle to limit: half for running at all, the rest by what is in use. */
-static double load_between(const struct simgpu_totals *from, const struct simgpu_totals *to) {
-    double passed = (double)(to->time_ns - from->time_ns);
-    if (passed <= 0)
-        return 0;
-    return (0.2 * (to->busy_ns - from->busy_ns) + 0.5 * (to->sm_ns - from->sm_ns) +
-            0.3 * (to->memory_ns - from->memory_ns)) /
-           passed;
+/* Part of the way from idle to limit, in integral: a fifth for running at all, the rest by what is
+ * in use. */
+static double load_ns(const struct simgpu_totals *totals) {
+    return 0.2 * totals->busy_ns + 0.5 * totals->sm_ns + 0.3 * totals->memory_ns;
 }
 
 static double load_over(const struct simgpu_device *device, uint64_t window_ns) {
@@ -193,7 +189,8 @@ static double load_over(const struct simgpu_device *device, uint64_t window_ns) 
         since_ns = device->created_ns;
     struct simgpu_totals from = simgpu_device_totals_at(device, since_ns);
     struct simgpu_totals to = simgpu_device_totals(device);
-    return load_between(&from, &to);
+    double passed_ns = (double)(to.time_ns - from.time_ns);
+    return passed_ns > 0 ? (load_ns(&to) - load_ns(&from)) / passed_ns : 0;
 }
 
 uint32_t simgpu_power_mw(const struct simgpu_device *device, uint64_t window_ns) {
@@ -207,8 +204,7 @@ uint64_t simgpu_energy_mj(const struct simgpu_device *device) {
     struct simgpu_totals now = simgpu_device_totals(device);
     double age_ns = (double)(now.time_ns - device->created_ns);
     double range_w = device->kind.limit_w - device->kind.idle_w;
-    double load_ns = 0.2 * now.busy_ns + 0.5 * now.sm_ns + 0.3 * now.memory_ns;
-    return (uint64_t)((device->kind.idle_w * age_ns + range_w * load_ns) / 1e6);
+    return (uint64_t)((device->kind.idle_w * age_ns + range_w * load_ns(&now)) / 1e6);
 }
 
 uint32_t simgpu_temperature_c(const struct simgpu_device *device) {
