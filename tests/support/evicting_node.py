@@ -32,6 +32,7 @@ from world import Service, World
 NODE = "node.a"
 GPU = "GPU-1"
 OPEN = Gate(state=GateState.OPEN, budget_permille=900, window_us=2000)
+TRICKLE = Gate(state=GateState.TRICKLE, budget_permille=50, window_us=500)
 JOB = Attempt(tenant="default", job="train", attempt=1)
 
 
@@ -59,7 +60,7 @@ class Monitor:
             online_activity_permille=self.activity_permille,
         )
         self._writer.write(self._report)
-        self._writer.store_gate(OPEN if condition is DeviceCondition.HEALTHY else FROZEN, epoch=self._epoch)
+        self._writer.store_gate(_gate(condition, hard=hard), epoch=self._epoch)
         self._writer.beat()
         return time.time_ns()
 
@@ -230,6 +231,12 @@ class EvictingNode:
         async with self._news:
             self.alerts.append((message.event, time.time_ns()))
             self._news.notify_all()
+
+
+def _gate(condition: DeviceCondition, *, hard: bool) -> Gate:
+    if condition is DeviceCondition.HEALTHY:
+        return OPEN
+    return TRICKLE if condition is DeviceCondition.OVERLIMIT and not hard else FROZEN
 
 
 def _boottime_ns() -> int:

@@ -81,6 +81,8 @@ class ProtectedNode:
 
     def env(self, name: str) -> dict[str, str]:
         section = {"NODE": NODE, "RUN_DIR": str(self.run.path), "STATE_DIR": str(self.world.state_dir(name))}
+        if name == "evictor":
+            section["POLICY"] = '{"evict_after_s": 0.2}'
         return {
             **self.world._bus_env(Principal(role=Role.NODE, bound_to=NODE), self.world.urls),
             **self.simulated.environment(),

@@ -18,8 +18,9 @@ import structlog
 from muxflow.contracts import Attempt
 from muxflow_decisions.device.gate import FROZEN, Gate, GateState, JobPhase
 from muxflow_device import native
+from muxflow_device.mps import MpsControl, MpsError, MpsNotRunningError
 from muxflow_device.pages import JobControlWriter, JobLimits, JobOrder, JobPage, JobUsage, PageError, PageLostError
-from muxflow_device.rundir import JobDirectory, RunDirectory
+from muxflow_device.rundir import RunDirectory
 from muxflow_executor.attempts import Intent
 
 log = structlog.get_logger()
@@ -36,23 +37,23 @@ _BELOW_NORMAL: Final = "1"
 class ProtectedJob:
     """The executor's hold on the pages of one attempt."""
 
-    def __init__(self, directory: JobDirectory, limits: JobLimits) -> None:
+    def __init__(self, run: RunDirectory, attempt: Attempt, limits: JobLimits) -> None:
         """Take the pages over, or make them. Raises `PageError`, OSError."""
-        self.directory = directory
+        self.directory = run.job(attempt)
+        self.device = run.device(limits.gpu)
         self._limits = limits
-        JobPage.create(directory, gpu=limits.gpu)
+        self._mps = MpsControl(self.device, uuid=limits.gpu)
+        JobPage.create(self.directory, gpu=limits.gpu)
         self._control = self._take_control(JobOrder(gate=_OPEN, phase=JobPhase.RUN))
-        self._page = JobPage(directory)
-
-    @property
-    def gpu(self) -> str:
-        """UUID."""
-        return self._limits.gpu
+        self._page = JobPage(self.directory)
 
     @property
     def shared(self) -> bool:
-        """Whether it is on a GPU that others are on at the same time, through MPS."""
-        return False
+        """Whether others are on its GPU at the same time, through MPS: its control daemon has left its mark.
+
+        Programs that are told of a daemon that runs no more run without one.
+        """
+        return (self.device.mps_pipe / "control").exists()
 
     def set_gate(self, gate: Gate, phase: JobPhase, deadline_ns: int | None = None) -> None:
         """Let this hold for the job from now on; the deadline is by CLOCK_MONOTONIC, as the ladder's."""
@@ -83,7 +84,19 @@ class ProtectedJob:
         return any(process.inflight and not process.drained for process in self.usage().processes)
 
     async def disconnect(self, pids: Collection[int]) -> None:
-        """Have MPS let go of these processes: after that their end hurts nobody."""
+        """Have MPS let go of these processes, as far as they are its clients: after that their end hurts nobody."""
+        try:
+            clients = {client for server in await self._mps.servers() for client in server.clients}
+        except MpsNotRunningError:
+            return
+        except MpsError as error:
+            log.error("MPS does not tell its clients", job=self.directory.name, error=str(error))  # noqa: TRY400
+            return
+        for pid in sorted(clients & set(pids)):
+            try:
+                await self._mps.terminate_client(pid)
+            except MpsError as error:
+                log.error("MPS does not let go", job=self.directory.name, pid=pid, error=str(error))  # noqa: TRY400
 
     def close(self) -> None:
         """Let go of the pages; what they say stays in force."""
@@ -144,7 +157,7 @@ class Protection:
 
     def protect(self, attempt: Attempt, *, gpu: str, quota_bytes: int) -> ProtectedJob:
         """Make the attempt's pages, or take over those that are there. Raises `PageError`, OSError."""
-        return ProtectedJob(self.run.job(attempt), JobLimits(gpu=gpu, quota_bytes=quota_bytes))
+        return ProtectedJob(self.run, attempt, JobLimits(gpu=gpu, quota_bytes=quota_bytes))
 
     def environment(
         self,
@@ -160,10 +173,9 @@ class Protection:
         """
         surroundings = os.environ if inherited is None else inherited
         environment = {name: value for name, value in wanted.items() if not name.startswith(_OURS) or name in _THE_JOBS}
-        device = self.run.device(job.gpu)
         environment |= {
             "LD_PRELOAD": _joined(str(native.path("libxcuda.so")), wanted.get("LD_PRELOAD")),
-            "XCUDA_DEVICE_DIR": str(device.path),
+            "XCUDA_DEVICE_DIR": str(job.device.path),
             "XCUDA_JOB_DIR": str(job.directory.path),
         }
         if "MUXFLOW_SIMGPU" in surroundings:
@@ -174,8 +186,8 @@ class Protection:
             environment["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(sm_share_pct)
         if job.shared:
             environment |= {
-                "CUDA_MPS_PIPE_DIRECTORY": str(device.mps_pipe),
-                "CUDA_MPS_LOG_DIRECTORY": str(device.mps_log),
+                "CUDA_MPS_PIPE_DIRECTORY": str(job.device.mps_pipe),
+                "CUDA_MPS_LOG_DIRECTORY": str(job.device.mps_log),
                 "CUDA_MPS_CLIENT_PRIORITY": _BELOW_NORMAL,
             }
         return environment
@@ -188,9 +200,9 @@ def adopt(intent: Intent) -> ProtectedJob | None:
     """
     if intent.run_dir is None:
         return None
-    directory = RunDirectory(Path(intent.run_dir)).job(intent.attempt)
+    limits = JobLimits(gpu=intent.gpu, quota_bytes=intent.memory_quota_bytes)
     try:
-        return ProtectedJob(directory, JobLimits(gpu=intent.gpu, quota_bytes=intent.memory_quota_bytes))
+        return ProtectedJob(RunDirectory(Path(intent.run_dir)), intent.attempt, limits)
     except (PageError, OSError) as error:
         log.error("attempt cannot be held at its gate", attempt=str(intent.attempt), error=str(error))  # noqa: TRY400
         return None
