@@ -100,19 +100,24 @@ def run(options: argparse.Namespace, log: TextIO) -> None:
     service.close()
 
 
-def read_rates(path: Path) -> list[float]:
+def read_rates(path: str) -> list[float]:
     """Read one rate per line, in requests per second; ``#`` begins a comment."""
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    rates = [float(line) for line in lines if line]
+    try:
+        lines = (line.partition("#")[0].strip() for line in Path(path).read_text().splitlines())
+        rates = [float(line) for line in lines if line]
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not rates or any(rate < 0 for rate in rates):
-        raise ValueError(f"{path}: one rate >= 0 per line, in requests per second")
+        raise argparse.ArgumentTypeError(f"{path}: one rate >= 0 per line, in requests per second")
     return rates
 
 
 def main() -> None:
     """Read the command line, and serve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rates", type=read_rates, dest="rates_per_s", help="file with one rate per second")
+    parser.add_argument(
+        "--rates", type=lambda path: read_rates(Path(path)), dest="rates_per_s", help="file with one rate per second"
+    )
     parser.add_argument("--rate", type=float, help="the same rate all the time, in requests per second")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to serve")
     parser.add_argument("--begin-ns", type=int, default=0, help="CLOCK_MONOTONIC of the start; default: now")
