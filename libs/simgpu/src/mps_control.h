@@ -92,10 +92,11 @@ struct mps_daemon {
     struct mps_limits defaults; /* of servers to come */
     bool next_wanted;           /* a server for `next_uid` follows the one that ends */
     uid_t next_uid;
+    uint64_t retry_ns; /* a server failed to start: no other one before */
     uid_t owner;
     int server_log;
     bool quitting;
-    int quitter;      /* connection that asked for it */
+    int quitter;      /* connection that asked for it; -1: it is gone */
     uint64_t quit_ns; /* then the server is stopped with its clients; or SIMGPU_NEVER */
 };
 

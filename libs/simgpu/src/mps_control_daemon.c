@@ -22,6 +22,9 @@ enum { WAITING_FRONT_ENDS = 16 };
  * the daemon looks this often then, and never once a server serves. */
 enum { LOOK_MS = 10 };
 
+/* A server that could not start would not start a moment later. */
+enum { RETRY_NS = 500000000 };
+
 /* Places in the list that is polled. */
 enum { AT_LISTENER, AT_SIGNALS, AT_SERVER, AT_FRONT_END, POLLED };
 
@@ -66,8 +69,10 @@ static void reap_server(struct mps_daemon *daemon) {
         else
             mps_log("Server %d exited with status %d", pid, WEXITSTATUS(status));
         mps_devices_server_gone(&daemon->devices, pid);
-        if (!daemon->server.ready)
+        if (!daemon->server.ready) {
             mps_devices_set_state(&daemon->devices, SIMGPU_MPS_STARTING, SIMGPU_MPS_IDLE);
+            daemon->retry_ns = simgpu_now() + RETRY_NS;
+        }
         mps_server_forget(&daemon->server);
     }
 }
@@ -84,7 +89,8 @@ static bool tend(struct mps_daemon *daemon) {
     if (server->pid == 0 && daemon->quitting)
         return false;
     uid_t uid = daemon->next_uid;
-    if (server->pid == 0 && (daemon->next_wanted || mps_devices_wanted(&daemon->devices, &uid))) {
+    if (server->pid == 0 && simgpu_now() >= daemon->retry_ns &&
+        (daemon->next_wanted || mps_devices_wanted(&daemon->devices, &uid))) {
         daemon->next_wanted = false;
         mps_daemon_want_server(daemon, uid);
     }
@@ -150,6 +156,8 @@ static void serve_front_end(struct service *service) {
     if (serve(&service->daemon, service->front_end))
         return;
     mps_log("UI closed");
+    if (service->daemon.quitter == service->front_end)
+        service->daemon.quitter = -1;
     close(service->front_end);
     service->front_end = -1;
 }
@@ -290,12 +298,13 @@ static int set_up(struct service *service, bool foreground) {
     if (daemon->server_log < 0)
         daemon->server_log = open("/dev/null", O_WRONLY | O_CLOEXEC);
     mps_log_to(control_log, "Control");
+    signal(SIGPIPE, SIG_IGN); /* nobody may read what the foreground logs */
     service->signals = child_signals();
     service->listener = listen_for_front_ends(paths);
     if (service->listener < 0 || service->signals < 0)
         return refuse("Cannot listen in CUDA_MPS_PIPE_DIRECTORY=%s", paths->pipe_dir);
     write_pid(paths);
-    service->front_end = -1;
+    service->front_end = daemon->quitter = -1;
     daemon->owner = geteuid();
     daemon->quit_ns = SIMGPU_NEVER;
     daemon->defaults = limits_from_environment();
