@@ -1,4 +1,4 @@
-"""A GPU node needs muxflow[node] and nothing heavy: installed alone from a wheel, its executor runs a job."""
+"""A GPU node needs muxflow[node] and nothing heavy: from a wheel, with its libraries, its executor runs a job."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ UNREACHABLE = re.compile(r"Retrying|[Cc]onnection|[Nn]ame resolution|[Tt]imed? ?
 DEADLINE_S = 20.0
 
 _LIST = """
-import importlib.metadata, json, muxflow_executor
+import importlib.metadata, json, muxflow_evictor.__main__, muxflow_executor.__main__, muxflow_monitor.__main__
+from muxflow_device import native
 names = sorted(each.name.lower().replace("-", "_") for each in importlib.metadata.distributions())
-print(json.dumps({"distributions": names, "executor": muxflow_executor.__file__}))
+xcuda = str(native.path("libxcuda.so"))
+print(json.dumps({"distributions": names, "executor": muxflow_executor.__file__, "xcuda": xcuda}))
 """
 
 
@@ -70,6 +72,7 @@ async def test_a_node_installs_nothing_heavy_and_its_executor_runs_a_job(tmp_pat
     assert {"muxflow", "msgspec", "nats_py"} <= set(found["distributions"])
     assert set(NEVER_ON_A_NODE) & set(found["distributions"]) == set()
     assert found["executor"].startswith(str(tmp_path)), "it is the installed one that runs"
+    assert found["xcuda"].startswith(str(tmp_path)), "and it finds the libraries that came with it"
 
     world = World(tmp_path, nodes={"node-a": 1}, env={})
     ended: asyncio.Future[Message[Any]] = asyncio.get_running_loop().create_future()
