@@ -21,6 +21,7 @@ import pytest
 from machine import LEASE_S, MUXFLOW, Machine
 from muxflow.contracts import JobState
 from muxflow.supervisor.hardware import run_directory
+from workloads import OnlineService, lost
 
 DEADLINE_S = 20.0
 SIMULATE = ("--simulate", "T4", "--simulate", "A100", "--node", "node.1")
@@ -163,9 +164,7 @@ def test_an_evicted_job_goes_back_to_the_queue_and_runs_again(machine: Machine) 
 def test_the_story_of_a_device_is_told_with_its_causes(machine: Machine) -> None:
     machine.json("device", "disable", "A100 #1", "--reason", "a look inside")
     told = machine.run("explain", "1").stdout
-    assert re.search(
-        r"^healthy again +when an operator allows it: muxflow device enable node\.1/1$", told, re.MULTILINE
-    )
+    assert re.search(r"^healthy when +an operator enables it$", told, re.MULTILINE)
     assert re.search(r"^new jobs +none: disabled by an operator: a look inside$", told, re.MULTILINE)
     machine.json("device", "enable", "A100 #1")
     story = machine.json("explain", "node.1/1")["story"]
@@ -194,6 +193,24 @@ def test_online_workloads_are_declared_listed_and_removed(machine: Machine) -> N
     assert machine.run("online", "remove", "chat").returncode == 0
     assert machine.json("online", "list") == {}
     assert machine.run("online", "remove", "chat").returncode == 1
+
+
+def test_a_service_with_the_environment_of_a_gpu_is_seen_there_under_its_name(machine: Machine, tmp_path: Path) -> None:
+    machine.json("online", "add", "chat", "--gpu", "0", "--match", "online_service")
+    service = OnlineService(
+        tmp_path / "requests.jsonl", machine.json("device", "env", "0"), rates_per_s=[50.0], seconds=DEADLINE_S
+    )
+    try:
+        service.ready()
+        wait_until(lambda: devices(machine)["T4"]["workload"] == "chat", "the service is known by its name")
+        wait_until(lambda: (devices(machine)["T4"]["sample"]["online_activity_pct"] or 0) > 0, "its activity is seen")
+        assert re.search(r"^T4 #0 +\w+ +chat +[1-9]\d*% ", machine.run("top", "--once").stdout, re.MULTILINE)
+        assert devices(machine)["A100"]["workload"] is None
+        service.end()
+    finally:
+        service.kill()
+        machine.run("online", "remove", "chat")
+    assert lost(service.requests()) == []
 
 
 def test_users_and_observers_do_what_is_theirs(machine: Machine) -> None:
