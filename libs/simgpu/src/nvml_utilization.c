@@ -58,16 +58,21 @@ static nvmlReturn_t sample_windows(nvmlDevice_t device, bool memory, unsigned lo
         return NVML_ERROR_INVALID_ARGUMENT;
     unsigned number = 0;
     uint64_t newest = nvml_newest_window(device, simgpu_lock(&device->gpu));
-    for (uint64_t window = newest + 1 - kept; window <= newest && number < room; window++) {
+    simgpu_unlock(&device->gpu);
+    uint64_t oldest = newest >= kept ? newest + 1 - kept : 0;
+    for (uint64_t window = oldest; window <= newest && number < room; window++) {
         uint64_t end_ns = nvml_window_start(device, window + 1);
         if (end_ns <= device->gpu.device->created_ns || nvml_stamp_us(end_ns) <= after_us)
             continue;
+        /* Locked anew for each: reading a hundred takes a millisecond, in which nobody could
+         * launch. */
+        simgpu_lock(&device->gpu);
         nvmlUtilization_t utilization = window_utilization(device, window);
+        simgpu_unlock(&device->gpu);
         samples[number].timeStamp = nvml_stamp_us(end_ns);
         samples[number].sampleValue.uiVal = memory ? utilization.memory : utilization.gpu;
         number++;
     }
-    simgpu_unlock(&device->gpu);
     *count = number;
     return number > 0 ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
 }

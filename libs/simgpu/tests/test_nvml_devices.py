@@ -253,6 +253,29 @@ def test_waiting_for_events_costs_next_to_nothing(nvml: ModuleType, machine: Sim
     assert time.process_time() - before < 0.1
 
 
+def test_threads_may_ask_at_once(nvml: ModuleType, machine: SimulatedMachine) -> None:
+    machine.start("T4", "H200")
+    nvml.nvmlInit()
+    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(2)]
+    answers: list[tuple[int, int, str]] = []
+
+    def ask() -> None:
+        for turn in range(300):
+            handle = handles[turn % 2]
+            used = nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2).used
+            answers.append((used, nvml.nvmlDeviceGetUtilizationRates(handle).gpu, nvml.nvmlDeviceGetName(handle)))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for xid in range(100, 150):
+        machine.inject_xid(0, xid)
+    for thread in threads:
+        thread.join(timeout=20)
+    assert len(answers) == 4 * 300
+    assert set(answers) == {(0, 0, "Tesla T4"), (0, 0, "NVIDIA H200")}
+
+
 def test_every_opening_of_the_library_is_counted(nvml: ModuleType, machine: SimulatedMachine) -> None:
     machine.start("T4")
     nvml.nvmlInit()
