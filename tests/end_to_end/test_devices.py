@@ -162,6 +162,7 @@ def test_an_evicted_job_goes_back_to_the_queue_and_runs_again(machine: Machine) 
 
 
 def test_the_story_of_a_device_is_told_with_its_causes(machine: Machine) -> None:
+    wait_until(lambda: all_healthy(machine), "both GPUs are healthy")
     machine.json("device", "disable", "A100 #1", "--reason", "a look inside")
     told = machine.run("explain", "1").stdout
     assert re.search(r"^healthy when +an operator enables it$", told, re.MULTILINE)
