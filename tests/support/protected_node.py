@@ -34,13 +34,15 @@ from muxflow_simgpu import SimulatedMachine
 from world import Service, World
 
 NODE = "node.a"
+LEASE = {"MUXFLOW_LEASE__NODE_S": "20"}
+"""Long enough that a busy machine does not lose it: what happens then is tested elsewhere."""
 
 
 class ProtectedNode:
     """Use `protected_node`."""
 
     def __init__(self, root: Path, memory: Path) -> None:
-        self.world = World(root, nodes={NODE: 1}, env={})
+        self.world = World(root, nodes={NODE: 1}, env=LEASE)
         self.run = RunDirectory(memory / "run")
         self.run.prepare()
         self.simulated = SimulatedMachine(memory / "gpus")
