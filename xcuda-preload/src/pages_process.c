@@ -14,7 +14,7 @@
 struct process {
     char state;
     long threads;
-    uint64_t start_ticks;
+    uint64_t start_ticks; /* in the time namespace of the one who reads */
 };
 
 static ssize_t read_file(const char *path, char *text, size_t bytes) {
@@ -28,8 +28,8 @@ static ssize_t read_file(const char *path, char *text, size_t bytes) {
     return got;
 }
 
-/* /proc shows start times in the time namespace of the one who reads; the offset of that namespace
- * goes off again. Ticks are 1/100 s wherever programs can see them (USER_HZ). */
+/* What our time namespace adds to the initial one's clock. Ticks are 1/100 s wherever programs can
+ * see them (USER_HZ). */
 static int64_t own_offset_ticks(void) {
     char text[256];
     if (read_file("/proc/self/timens_offsets", text, sizeof text) <= 0)
@@ -53,7 +53,7 @@ static bool look_up(pid_t pid, struct process *process) {
                " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %ld %*d %llu",
                &process->state, &process->threads, &start) != 3)
         return false;
-    process->start_ticks = start - (uint64_t)own_offset_ticks();
+    process->start_ticks = start;
     return true;
 }
 
@@ -61,7 +61,13 @@ uint64_t mux_owner_of(pid_t pid) {
     struct process process;
     if (pid <= 0 || !look_up(pid, &process))
         return 0;
-    return process.start_ticks << 32 | (uint32_t)pid;
+    return (process.start_ticks - (uint64_t)own_offset_ticks()) << 32 | (uint32_t)pid;
+}
+
+/* One tick of tolerance: offsets of time namespaces need not be whole ticks. */
+static bool started_at(uint64_t ticks, uint64_t owner) {
+    uint32_t apart = (uint32_t)ticks - (uint32_t)(owner >> 32);
+    return apart + 1 <= 2;
 }
 
 bool mux_owner_lives(uint64_t owner) {
@@ -74,7 +80,7 @@ bool mux_owner_lives(uint64_t owner) {
     /* A leader that has ended is a zombie as long as other threads run on. */
     if ((process.state == 'Z' || process.state == 'X') && process.threads <= 1)
         return false;
-    /* One tick of tolerance: offsets of time namespaces need not be whole ticks. */
-    uint32_t apart = (uint32_t)process.start_ticks - (uint32_t)(owner >> 32);
-    return apart + 1 <= 2;
+    /* Hardly anybody is in a time namespace: the offset is looked up only when it matters. */
+    return started_at(process.start_ticks, owner) ||
+           started_at(process.start_ticks - (uint64_t)own_offset_ticks(), owner);
 }

@@ -302,6 +302,17 @@ def test_a_writer_that_died_in_the_middle_of_a_report_leaves_a_gate_that_holds(
         assert page.look().report is not None
 
 
+def test_nothing_is_written_or_read_through_what_was_closed(
+    directory: DeviceDirectory, writer: DevicePageWriter, page: DevicePage
+) -> None:
+    for each in (writer, page):
+        each.close()
+        each.close()
+    for act in (writer.beat, lambda: writer.store_gate(OPEN, epoch=1), lambda: writer.write(report()), page.look):
+        with pytest.raises(ValueError, match="closed"):
+            act()
+
+
 @pytest.mark.bench
 def test_a_store_costs_microseconds(writer: DevicePageWriter) -> None:
     def fastest(act: Callable[[], None]) -> float:

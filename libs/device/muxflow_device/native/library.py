@@ -14,8 +14,7 @@ from muxflow_device import native
 def library() -> Any:
     """Load it. Raises FileNotFoundError, which says what to do, when it has not been built.
 
-    The interpreter's lock is kept during calls (PyDLL): each takes well below a microsecond or, with its system
-    calls, a few, while giving the lock away and waiting to get it back can take milliseconds beside a busy thread.
+    The interpreter's lock is kept during calls (PyDLL): they are shorter than it takes to give it away and get it back.
     """
     loaded = ctypes.PyDLL(str(native.path("libmuxflow_pages.so")))
     for name, result, *arguments in (

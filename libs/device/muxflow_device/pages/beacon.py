@@ -15,6 +15,7 @@ from muxflow_device.pages.layout import PAGE_BYTES, PageKind, RawBeaconPage
 from muxflow_device.processes import lives
 from muxflow_device.rundir import DeviceDirectory
 
+_CLOSED: Final = -1
 _WRITABLE: Final = 0o666
 """Online services run as users that we do not know; all they could forge is that they are busy."""
 
@@ -66,8 +67,10 @@ class BeaconPage:
         )
 
     def close(self) -> None:
-        """Let the page go."""
-        os.close(self._fd)
+        """Let the page go; there is no look at it afterwards."""
+        fd, self._fd = self._fd, _CLOSED
+        if fd != _CLOSED:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self

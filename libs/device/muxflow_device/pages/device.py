@@ -150,7 +150,9 @@ class DevicePage:
             raise MemoryError
 
     def look(self) -> DeviceView:
-        """See what holds now. Takes a few microseconds."""
+        """See what holds now, in a few microseconds; one thread at a time. Raises ValueError after `close`."""
+        if self._reader is None:
+            raise ValueError("this view of a device page is closed")
         look = RawLook()
         self._library.mux_reader_look(self._reader, ctypes.byref(look))
         gate, epoch = word.unpack(look.gate)

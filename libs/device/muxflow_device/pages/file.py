@@ -115,14 +115,18 @@ class WrittenPage(Generic[L]):
         """See that the file is still what readers find; a store beyond its end would kill us.
 
         Whoever truncates it between this look and the store does kill us. Only root, or we ourselves, can do that.
-        Raises PageLostError.
+        Raises PageLostError, and ValueError after `close`.
         """
+        if self._map.closed:
+            raise ValueError(f"{self.path} is closed")
         found = os.fstat(self._fd)
         if found.st_nlink == 0 or found.st_size < self._bytes:
             raise PageLostError(f"{self.path} was {'removed' if found.st_nlink == 0 else 'truncated'} under its writer")
 
     def close(self) -> None:
         """Leave the page as it is, for readers and for the next writer."""
+        if self._map.closed:
+            return
         del self.content
         self._map.close()
         os.close(self._fd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from ctypes import sizeof
+from struct import Struct
 from typing import Final, NamedTuple, Self
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from muxflow.contracts.event import Bytes, Count
 from muxflow_device.pages.errors import PageError
 from muxflow_device.pages.file import SHARED, check, create, open_for_reading
-from muxflow_device.pages.layout import PAGE_BYTES, PageKind, RawJobPage, RawProcessSlot
+from muxflow_device.pages.layout import JOB_SLOTS, PAGE_BYTES, PageKind, RawJobPage, RawProcessSlot
 from muxflow_device.processes import lives, pid_of
 from muxflow_device.rundir import JobDirectory
 
@@ -20,6 +21,11 @@ COUNT_MAX: Final = 1 << 53
 """More than any counter of a job reaches, and what an event can carry."""
 MEMORY_BYTES_MAX: Final = 1 << 48
 """More than any GPU has."""
+
+_OWNERS: Final = Struct(f"<{f'Q{sizeof(RawProcessSlot) - 8}x' * JOB_SLOTS}")
+"""The owners alone: most slots are free, and a look at all of each would take most of the time."""
+
+_CLOSED: Final = -1
 
 _SLACK_NS: Final = 100_000_000
 """Processes publish up to 20 ms late, and are read a little apart from the clock."""
@@ -162,9 +168,12 @@ class JobPage:
             problems.append(f"{self.path} was truncated while it was read")
             return []
         taken: dict[int, tuple[int, RawProcessSlot]] = {}
-        for position, slot in enumerate(RawJobPage.from_buffer_copy(raw).slots):
-            if slot.owner and taken.setdefault(slot.owner, (position, slot))[0] != position:
-                problems.append(f"pid {pid_of(slot.owner)} has two slots")
+        for position, owner in enumerate(_OWNERS.unpack_from(raw, RawJobPage.slots.offset)):
+            if owner in taken:
+                problems.append(f"pid {pid_of(owner)} has two slots")
+            elif owner:
+                offset = RawJobPage.slots.offset + position * sizeof(RawProcessSlot)
+                taken[owner] = position, RawProcessSlot.from_buffer_copy(raw, offset)
         return list(taken.values())
 
     def _believed(self, raw: RawProcessSlot, counters: _Counters, now_ns: int, doubts: _Doubts) -> ProcessSlot:
@@ -193,8 +202,10 @@ class JobPage:
         )
 
     def close(self) -> None:
-        """Let the page go."""
-        os.close(self._fd)
+        """Let the page go; there is no look at it afterwards."""
+        fd, self._fd = self._fd, _CLOSED
+        if fd != _CLOSED:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self
