@@ -17,9 +17,13 @@ void account_unlock(void) {
     pthread_mutex_unlock(&lock);
 }
 
-bool account_reserve(int64_t wanted_ns, int64_t window_ns) {
-    int64_t used_ns = atomic_fetch_add(&account.window_used_ns, wanted_ns);
-    if (used_ns <= 0 || used_ns + wanted_ns <= window_ns)
+/* What may be left of a long launch when the next one goes: the device shall not run dry while
+ * somebody notices that it is complete. */
+enum { REST_PER_WINDOW = 4 };
+
+bool account_reserve(int64_t wanted_ns, int64_t window_ns, int64_t progress_ns) {
+    int64_t left_ns = atomic_fetch_add(&account.window_used_ns, wanted_ns) - progress_ns;
+    if (left_ns <= window_ns / REST_PER_WINDOW || left_ns + wanted_ns <= window_ns)
         return true;
     account_unreserve(wanted_ns);
     return false;
@@ -34,6 +38,28 @@ bool account_out_of_turn(int64_t now_ns, int64_t since_ns) {
     if (now_ns - last_ns < ACCOUNT_PATIENCE_NS || now_ns - since_ns < ACCOUNT_PATIENCE_NS)
         return false;
     return atomic_compare_exchange_strong(&account.progress_ns, &last_ns, now_ns);
+}
+
+/* Old sums fade, so that the quotient is that of the last dozens of groups. */
+enum { FADING = 16 };
+
+void account_busy(int64_t start_ns, int64_t end_ns) {
+    int64_t new_ns = timeline_add(&account.timeline, start_ns, end_ns);
+    account.busy_ns += (uint64_t)new_ns;
+    account.each_ns += end_ns - start_ns - account.each_ns / FADING;
+    account.together_ns += new_ns - account.together_ns / FADING;
+}
+
+enum { WIDEST = 16 };
+
+int64_t account_widen(int64_t window_ns) {
+    account_lock();
+    double each_ns = (double)account.each_ns, together_ns = (double)account.together_ns;
+    account_unlock();
+    if (each_ns <= together_ns)
+        return window_ns;
+    double times = each_ns < WIDEST * together_ns ? each_ns / together_ns : WIDEST;
+    return (int64_t)((double)window_ns * times);
 }
 
 int64_t account_budget_wait_ns(int64_t now_ns, uint32_t permille) {

@@ -19,12 +19,14 @@ struct account {
     _Atomic int64_t progress_ns;   /* when something last completed, or went out of turn; no lock */
     _Atomic uint64_t throttled_ns; /* no lock */
     _Atomic uint64_t frozen_ns;    /* no lock */
-    uint64_t launches;              /* let through */
+    uint64_t launches;             /* let through */
     uint64_t busy_ns;              /* measured */
     int64_t charged_ns;            /* charged to the budget for what is in flight */
-    int64_t in_flight_ns;           /* what the launches in flight cost */
-    uint32_t in_flight;             /* launches */
+    int64_t in_flight_ns;          /* what the launches in flight cost */
+    uint32_t in_flight;            /* launches */
     struct timeline timeline;
+    /* Of late: what lanes were busy each, and what they were busy together. */
+    int64_t each_ns, together_ns;
 };
 
 extern struct account account;
@@ -32,15 +34,23 @@ extern struct account account;
 void account_lock(void);
 void account_unlock(void);
 
-/* Takes so much of the window. False if it is too full, which it never is when it is empty: one
- * launch longer than the window is the floor. */
-bool account_reserve(int64_t wanted_ns, int64_t window_ns);
+/* Takes so much of the window, of which `progress_ns` are taken by what has been done by now. False
+ * if there is not so much left. It always is when what is left to be done is nothing, or next to
+ * nothing: one launch longer than the window is the floor. */
+bool account_reserve(int64_t wanted_ns, int64_t window_ns, int64_t progress_ns);
 
 void account_unreserve(int64_t reserved_ns);
 
 /* Whether a launch may go out of turn now; if so, it is its turn no more. `since_ns`: when the
  * gate opened, or the waiting began. */
 bool account_out_of_turn(int64_t now_ns, int64_t since_ns);
+
+/* Enters, under the lock, that a lane was busy in this interval. */
+void account_busy(int64_t start_ns, int64_t end_ns);
+
+/* The window as a bound on the sum over lanes: as many times the bound on time as lanes have run
+ * side by side of late. */
+int64_t account_widen(int64_t window_ns);
 
 /* Wall time to wait until the budget allows a launch; 0: now. Reads what other processes of the job
  * have spent (job.h). INT64_MAX: never. */

@@ -148,11 +148,11 @@ static void complete(struct lane *lane, struct group *group, CUevent end, int64_
     if (group->start != NULL && context != NULL)
         context_give_event(context, group->start);
     int64_t busy_ns = group->mean_ns;
-    if (end != NULL) {
+    if (end != NULL)
         busy_ns = busy_ns_of(lane, group, end_ns, span_ns);
+    account_busy(end_ns - busy_ns, end_ns);
+    if (end != NULL)
         learn(group, busy_ns);
-    }
-    account.busy_ns += (uint64_t)timeline_add(&account.timeline, end_ns - busy_ns, end_ns);
     account.charged_ns -= group->charged_ns;
     account.in_flight -= group->launches;
     account.in_flight_ns -= group->cost_ns;
@@ -180,10 +180,8 @@ void group_close(struct lane *lane, int64_t now_ns) {
     const struct group *before = newest(lane);
     group->backlogged =
         group->follows && before != NULL && driver.event_query(before->end) == CUDA_ERROR_NOT_READY;
-    int64_t begins_ns = group->follows && before != NULL && before->due_ns > group->opened_ns
-                            ? before->due_ns
-                            : group->opened_ns;
-    group->due_ns = begins_ns + group->mean_ns;
+    bool waits = group->follows && before != NULL && before->due_ns > group->opened_ns;
+    group->due_ns = (waits ? before->due_ns : group->opened_ns) + group->mean_ns;
     lane->groups[(lane->first + lane->count++) % LANE_GROUPS] = *group;
 }
 
@@ -227,6 +225,15 @@ void group_ask_if_quiet(struct lane *lane, int64_t now_ns) {
         group_ask(lane, now_ns);
     else if (now_ns - lane->quiet_since_ns > ACCOUNT_PATIENCE_NS)
         group_all_complete(lane, now_ns);
+}
+
+int64_t group_progress_ns(const struct lane *lane, int64_t now_ns, int64_t rest_ns) {
+    if (lane->count == 0)
+        return 0;
+    const struct group *group = &lane->groups[lane->first];
+    int64_t since_ns = lane->last_end_ns > group->opened_ns ? lane->last_end_ns : group->opened_ns;
+    int64_t most_ns = group->cost_ns > rest_ns ? group->cost_ns - rest_ns : 0;
+    return now_ns - since_ns < most_ns ? now_ns - since_ns : most_ns;
 }
 
 void group_abandon(struct lane *lane) {

@@ -17,15 +17,22 @@ struct grant {
 /* Opens a group. The lane's context must be current. */
 void group_open(struct lane *lane, const struct grant *grant, int64_t now_ns);
 
-/* Whether another group can be in flight. */
-static inline bool group_room(const struct lane *lane) {
-    return lane->count < LANE_GROUPS;
+/* Whether another group can be in flight: a lane alone keeps to the window, too. */
+static inline bool group_room(const struct lane *lane, int64_t window_ns, int64_t cost_ns) {
+    int64_t in_flight_ns = 0;
+    for (unsigned i = 0; i < lane->count; i++)
+        in_flight_ns += lane->groups[(lane->first + i) % LANE_GROUPS].cost_ns;
+    return lane->count < LANE_GROUPS && (lane->count <= 1 || in_flight_ns + cost_ns <= window_ns);
 }
 
 /* When the oldest group in flight is expected to be complete; 0: there is none. */
 static inline int64_t group_due_ns(const struct lane *lane) {
     return lane->count == 0 ? 0 : lane->groups[lane->first].due_ns;
 }
+
+/* How much of the lane's oldest group in flight is done by now, going by what it costs. Of what is
+ * not known to be complete at least `rest_ns` are taken as not done. */
+int64_t group_progress_ns(const struct lane *lane, int64_t now_ns, int64_t rest_ns);
 
 /* Counts one launch in, whose cost the grant has; the launch path does the same. */
 void group_count(struct lane *lane, struct estimate *estimate);

@@ -12,6 +12,9 @@
  * waited for. */
 enum { GROUPS_PER_WINDOW = 4 };
 
+/* What is not known to be complete counts as at least so much of a window, however late it is. */
+enum { DOUBTS_PER_WINDOW = 8 };
+
 /* When a lane has made so many launches, the first one of the next group is measured alone. */
 enum { SAMPLE_EVERY = 250 };
 
@@ -50,6 +53,21 @@ static void look_after_all(int64_t now_ns) {
         lane_each(look_after, &now_ns, false);
 }
 
+/* A thread that has to wait makes no more launches anywhere: its groups end here, and not when it
+ * comes back to them. */
+static void close_own(void) {
+    int64_t now_ns = clock_now_ns();
+    for (unsigned i = 0; i < THREAD_LANES; i++) {
+        struct lane *lane = self.memories[i].lane;
+        if (lane == NULL || !lane_try(lane, LANE_LAUNCHING))
+            continue;
+        if (atomic_load_explicit(&lane->owner, memory_order_relaxed) == &self && lane->open &&
+            lane->launches > 0 && group_room(lane, INT64_MAX, 0))
+            group_close(lane, now_ns);
+        lane_release(lane);
+    }
+}
+
 /* How long to sleep: until what is waited for is due; when it is not known, or overdue, a little
  * longer each time. Never so long that a gate that opens is seen late. */
 static int64_t step_ns(struct wait *wait, int64_t due_in_ns) {
@@ -65,6 +83,8 @@ static int64_t step_ns(struct wait *wait, int64_t due_in_ns) {
  * for this thread. */
 static void wait_for(struct wait *wait, enum hindrance why, int64_t due_in_ns) {
     int64_t before_ns = clock_now_ns();
+    if (wait->step_ns == 0 && !(atomic_load(&attention) & (ATTENTION_CONTEXTS | ATTENTION_CAPTURE)))
+        close_own();
     clock_doze(step_ns(wait, due_in_ns));
     int64_t now_ns = clock_now_ns();
     _Atomic uint64_t *waited_ns = why == FROZEN ? &account.frozen_ns : &account.throttled_ns;
@@ -112,25 +132,25 @@ static bool fits_open_group(const struct request *request) {
            lane->job_word == request->look.job_word;
 }
 
-/* Takes time from the window: as much as a group may have, or at least this launch. */
+/* Takes time from the window: as much as a group may have, or at least this launch. 0: it must
+ * wait. */
 static int64_t reserve(struct request *request, int64_t open_since_ns) {
     int64_t window_ns = window_ns_of(request), cost_ns = request->cost_ns;
-    int64_t group_ns = request->sample ? cost_ns : window_ns / GROUPS_PER_WINDOW;
-    if (group_ns < cost_ns)
-        group_ns = cost_ns;
+    int64_t progress_ns =
+        group_progress_ns(request->lane, request->now_ns, window_ns / DOUBTS_PER_WINDOW);
+    int64_t group_ns = window_ns / GROUPS_PER_WINDOW;
+    if (!request->sample && group_ns > cost_ns && account_reserve(group_ns, window_ns, progress_ns))
+        return group_ns;
     /* An unknown launch goes when there is room at all. It then takes the whole window, so that
      * nothing goes beside it. */
-    if (request->unknown && atomic_load(&account.window_used_ns) < window_ns) {
-        atomic_fetch_add(&account.window_used_ns, cost_ns);
+    int64_t least_ns = request->unknown ? 1 : cost_ns;
+    if (account_reserve(least_ns, window_ns, progress_ns)) {
+        account_unreserve(least_ns - cost_ns);
         return cost_ns;
     }
-    if (account_reserve(group_ns, window_ns))
-        return group_ns;
-    if (account_reserve(cost_ns, window_ns))
-        return cost_ns;
     if (!account_out_of_turn(request->now_ns, open_since_ns))
         return 0;
-    atomic_fetch_add(&account.window_used_ns, cost_ns);
+    account_unreserve(-cost_ns);
     return cost_ns;
 }
 
@@ -155,8 +175,9 @@ static enum hindrance try_admit(struct request *request, const struct wait *wait
         request->due_in_ns = budget_wait_ns;
         return BUDGET;
     }
-    request->due_in_ns = group_due_ns(lane) - request->now_ns;
-    if (!group_room(lane))
+    request->due_in_ns =
+        group_due_ns(lane) - request->now_ns - window_ns_of(request) / GROUPS_PER_WINDOW;
+    if (!group_room(lane, window_ns_of(request), request->cost_ns))
         return WINDOW;
     int64_t granted_ns = reserve(request, wait->open_ns);
     if (granted_ns == 0)
