@@ -554,10 +554,19 @@ def test_what_cannot_be_run_is_told_in_one_line(
     assert message in done.stderr
 
 
-def test_without_gpus_it_is_shown_how_to_declare_them(tmp_path: Path) -> None:
-    done = subprocess.run(up(tmp_path / "state"), capture_output=True, text=True, timeout=30, check=False)
+def test_without_gpus_it_is_shown_how_to_have_some(tmp_path: Path) -> None:
+    (tmp_path / "libnvidia-ml.so.1").touch()  # also on a machine that has GPUs
+    done = subprocess.run(
+        up(tmp_path / "state"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+    )
     assert done.returncode == 1
     lines = done.stderr.splitlines()
+    assert "  muxflow up --simulate T4 --simulate A100" in lines
     assert "  muxflow up --gpu T4:16GiB --gpu A100:40GiB" in lines
     assert "  [[gpu]]" in lines
     assert '  memory = "16GiB"' in lines
