@@ -147,12 +147,12 @@ class Executor(Service[ExecutorSettings]):
 
     async def stop(self, received: signal.Signals) -> None:
         """Leave the jobs to the next executor, or stop them and wait until nothing is left."""
-        if self._socket is not None:
-            await self._socket.close()
         if not self._opened:
             return
         if received == signal.SIGINT or self.settings.executor.drain_on_stop:
             await self._drain()
+        if self._socket is not None:  # not before: the evictor may want it to be quicker
+            await self._socket.close()
         await self._runner.close()
         await self._outbox.close()
         cgroups.leave(self._cgroup)

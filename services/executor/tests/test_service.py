@@ -40,6 +40,8 @@ from muxflow.contracts.catalogue import (
     RUNS_EXITED,
     RUNS_STARTED,
 )
+from muxflow_device.rundir import RunDirectory
+from muxflow_simgpu import SimulatedMachine
 from world import Service, World
 
 NODE = "node.a"
@@ -320,3 +322,35 @@ async def test_state_directory_that_cannot_be_used_is_one_line_that_names_it(dec
     assert len(lines) == 1
     assert f"{tmp_path}/file/state" in lines[0]
     assert "Not a directory" in lines[0]
+
+
+async def test_node_without_gpus_says_in_one_line_how_to_declare_them(
+    decider: Decider, tmp_path: Path, run: RunDirectory
+) -> None:
+    env = {**decider.executor()._env, **SimulatedMachine(tmp_path / "no-gpus").environment()}
+    env |= {"MUXFLOW_EXECUTOR__STATE_DIR": str(tmp_path / "state"), "MUXFLOW_EXECUTOR__RUN_DIR": str(run.path)}
+    del env["MUXFLOW_EXECUTOR__INVENTORY"]
+    service = Service("blind", "muxflow_executor", env, tmp_path / "blind.log")
+    service.start()
+    await until(lambda: not service.running)
+    lines = [line for line in service.log.read_text().splitlines() if '"error"' in line]
+    assert len(lines) == 1
+    assert "NVML" in lines[0]
+    assert "executor.inventory names a file" in lines[0]
+
+
+async def test_run_directory_that_others_could_write_to_is_one_line_that_names_it(
+    decider: Decider, tmp_path: Path, run: RunDirectory
+) -> None:
+    run.path.chmod(0o777)
+    with SimulatedMachine(tmp_path / "gpus") as simulated:
+        simulated.start("T4")
+        env = {**decider.executor()._env, **simulated.environment()}
+        env |= {"MUXFLOW_EXECUTOR__STATE_DIR": str(tmp_path / "state"), "MUXFLOW_EXECUTOR__RUN_DIR": str(run.path)}
+        del env["MUXFLOW_EXECUTOR__INVENTORY"]
+        service = Service("open", "muxflow_executor", env, tmp_path / "open.log")
+        service.start()
+        await until(lambda: not service.running)
+    lines = [line for line in service.log.read_text().splitlines() if '"error"' in line]
+    assert len(lines) == 1
+    assert f"executor.run_dir {run.path}" in lines[0]
