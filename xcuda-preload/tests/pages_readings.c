@@ -94,7 +94,7 @@ static void threads(struct mux_device_page *page) {
  */
 
 static pid_t start_writer(struct mux_device_page *page, uint32_t n) {
-    pid_t child = fork();
+    pid_t child = fork_child();
     if (child == 0)
         for (;; n++)
             write_number(page, n);

@@ -20,6 +20,8 @@ static struct mux_job claimed(const char *dir) {
 /* ---- claiming -----------------------------------------------------------------------------------
  */
 
+enum { RACES = 6 };
+
 struct meeting {
     _Atomic int there;
     _Atomic int go;
@@ -41,8 +43,10 @@ static void claim_and_stay(struct meeting *meeting, const char *dir, int number)
 }
 
 static void wait_until(_Atomic int *count, int enough) {
-    while (atomic_load(count) < enough)
+    while (atomic_load(count) < enough) {
+        expect(waitpid(-1, NULL, WNOHANG) == 0, "nobody ends before the others are there");
         sched_yield();
+    }
 }
 
 static void expect_all_different(const unsigned *slot) {
@@ -53,12 +57,11 @@ static void expect_all_different(const unsigned *slot) {
     }
 }
 
-static void claim(const char *dir) {
-    make_job_page(dir);
+/* All slots are claimed at once, by processes that stay. */
+static struct meeting *meet(const char *dir, pid_t *child) {
     struct meeting *meeting = shared_memory(sizeof *meeting);
-    pid_t child[MUX_JOB_SLOTS];
     for (int i = 0; i < MUX_JOB_SLOTS; i++) {
-        child[i] = fork();
+        child[i] = fork_child();
         if (child[i] == 0)
             claim_and_stay(meeting, dir, i);
     }
@@ -66,10 +69,28 @@ static void claim(const char *dir) {
     atomic_store(&meeting->go, 1);
     wait_until(&meeting->there, 2 * MUX_JOB_SLOTS);
     expect_all_different(meeting->slot);
+    return meeting;
+}
+
+static void part(const pid_t *child) {
+    for (int i = 0; i < MUX_JOB_SLOTS; i++)
+        if (child[i])
+            kill_now(child[i]);
+}
+
+static void claim(const char *dir) {
+    make_job_page(dir);
+    pid_t child[MUX_JOB_SLOTS];
+    for (int round = 0; round < RACES; round++) {
+        meet(dir, child); /* from the second on, in the slots of the dead */
+        part(child);
+    }
+    struct meeting *meeting = meet(dir, child);
 
     struct mux_job job;
     expect(mux_job_claim(&job, dir) == ENOSPC, "the 65th finds no slot");
     kill_now(child[17]);
+    child[17] = 0;
     expect(mux_job_claim(&job, dir) == 0, "a slot of the dead is free");
     expect(job.slot == meeting->slot[17], "it is that of the dead");
     struct mux_process_slot slots[MUX_JOB_SLOTS];
@@ -82,9 +103,7 @@ static void claim(const char *dir) {
     struct mux_job again;
     expect(mux_job_claim(&again, dir) == 0 && again.slot == slot,
            "a process that claims again, as after exec, gets its own slot");
-    for (int i = 0; i < MUX_JOB_SLOTS; i++)
-        if (i != 17)
-            kill_now(child[i]);
+    part(child);
 }
 
 /* ---- owners -------------------------------------------------------------------------------------
@@ -123,7 +142,7 @@ static void owners(void) {
            "nobody has no pid");
     expect(mux_owner_lives(mux_owner_of(1)), "somebody else's process lives as well");
 
-    pid_t child = fork();
+    pid_t child = fork_child();
     if (child == 0)
         live_without_leader();
     uint64_t owner = mux_owner_of(child);
@@ -153,6 +172,8 @@ static void hold_and_give_back(const struct mux_job *job, _Atomic int64_t *grant
         return;
     int64_t all = atomic_fetch_add(granted, (int64_t)wanted) + (int64_t)wanted;
     expect(all <= QUOTA, "never is more granted than the quota");
+    for (unsigned turn = 0; turn < wanted % 8; turn++) /* so that others ask while we hold it */
+        sched_yield();
     atomic_fetch_sub(granted, (int64_t)wanted);
     expect(mux_job_charge(job, wanted, 0, QUOTA) == 0, "memory can be given back");
 }
@@ -162,7 +183,7 @@ static void quota(const char *dir) {
     _Atomic int64_t *granted = shared_memory(sizeof *granted);
     pid_t child[HOLDERS];
     for (int i = 0; i < HOLDERS; i++) {
-        child[i] = fork();
+        child[i] = fork_child();
         if (child[i] == 0) {
             struct mux_job job = claimed(dir);
             unsigned seed = (unsigned)i;
@@ -180,7 +201,7 @@ static void quota(const char *dir) {
     expect(mux_job_charge(&job, 0, UINT64_MAX, 0) == 0, "without a quota nothing is");
     expect(mux_job_charge(&job, UINT64_MAX, 0, QUOTA) == 0, "and all can be given back");
     for (int round = 0; round < KILLED; round++) {
-        pid_t holder = fork();
+        pid_t holder = fork_child();
         if (holder == 0) {
             struct mux_job own = claimed(dir);
             unsigned seed = (unsigned)round;
@@ -231,11 +252,11 @@ static void truncated(const char *dir) {
     _Atomic int *stop = shared_memory(sizeof *stop);
     pid_t child[4];
     for (int i = 0; i < 4; i++) {
-        child[i] = fork();
+        child[i] = fork_child();
         if (child[i] == 0)
             live_on(dir, stop);
     }
-    for (int round = 0; round < 200; round++) {
+    for (int round = 0; round < 100; round++) {
         expect(ftruncate(fd, round % 3 ? 0 : 4096) == 0, "the page can be cut");
         sched_yield();
         expect(pwrite(fd, &whole, sizeof whole, 0) == (ssize_t)sizeof whole, "and mended");

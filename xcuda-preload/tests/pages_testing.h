@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -79,6 +80,15 @@ static inline void *shared_memory(size_t bytes) {
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     expect(memory != MAP_FAILED, "there is memory to share");
     return memory;
+}
+
+/* A child that ends with its parent, however that ends. */
+static inline pid_t fork_child(void) {
+    pid_t child = fork();
+    expect(child >= 0, "a process can be forked");
+    if (child == 0)
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    return child;
 }
 
 static inline void expect_success(pid_t child, const char *sentence) {
