@@ -158,6 +158,22 @@ CUresult capture_forbids(void) {
     return result;
 }
 
+/* A context cannot be synchronised while one of its streams is captured, whatever the mode. */
+CUresult capture_forbids_context(const struct context *context) {
+    if (capture_count == 0)
+        return CUDA_SUCCESS;
+    pthread_mutex_lock(&capture_lock);
+    CUresult result = check_unsafe();
+    for (struct capture *c = captures; c; c = c->next) {
+        if (c->origin->context != context)
+            continue;
+        c->invalid = true;
+        result = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    pthread_mutex_unlock(&capture_lock);
+    return result;
+}
+
 CUresult capture_forbids_stream(struct stream *stream) {
     if (capture_count == 0)
         return CUDA_SUCCESS;

@@ -510,7 +510,7 @@ CUDA_API CUresult cuCtxGetDevice(CUdevice *device) {
 CUDA_API CUresult cuCtxSynchronize_v2(CUcontext handle) {
     struct context *context;
     CUresult result = named_or_current(handle, &context);
-    result = result ? result : capture_forbids();
+    result = result ? result : capture_forbids_context(context);
     return result ? result : wait_context(context);
 }
 

@@ -75,6 +75,7 @@ bool capture_has(const struct event *event);
 /* Errors, where a capture forbids to this thread what could block or synchronise. They invalidate
  * the capture. */
 CUresult capture_forbids(void);
+CUresult capture_forbids_context(const struct context *context);
 CUresult capture_forbids_stream(struct stream *stream);
 CUresult capture_forbids_event(struct event *event);
 void capture_forget_stream(struct stream *stream);

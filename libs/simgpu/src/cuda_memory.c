@@ -467,7 +467,8 @@ static CUresult attribute_of(const struct block *block, CUdeviceptr address,
         *(CUmemoryPool *)data = block->pool;
         return CUDA_SUCCESS;
     default:
-        return CUDA_ERROR_NOT_SUPPORTED;
+        return attribute < 1 || attribute > 22 ? CUDA_ERROR_INVALID_VALUE
+                                               : CUDA_ERROR_NOT_SUPPORTED;
     }
 }
 

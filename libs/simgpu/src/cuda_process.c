@@ -97,13 +97,18 @@ static int find_gpus(void) {
     strcpy(driver.dir, dir);
     int count = open_all(all);
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
-    if (visible)
-        count = choose_visible(visible, all, count);
-    for (int i = 0; i < count && !visible; i++) {
-        all[i].ordinal = i;
-        driver.gpus[i] = all[i];
+    if (!visible) {
+        for (int i = 0; i < count; i++) {
+            all[i].ordinal = i;
+            driver.gpus[i] = all[i];
+        }
+        return count;
     }
-    return count;
+    int chosen = choose_visible(visible, all, count);
+    for (int i = 0; i < count; i++)
+        if (all[i].ordinal < 0)
+            simgpu_close(&all[i].shared);
+    return chosen;
 }
 
 /* --- fork, threads, exit --- */
