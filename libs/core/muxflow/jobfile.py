@@ -137,7 +137,7 @@ class _Document:
             return [self._plain(item, f"{place}[{n}]", depth + 1) for n, item in enumerate(node.value)]
         table: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, yaml.ScalarNode) or not key_node.value.isprintable():
                 raise self.error(place, "keys must be plain words")
             key, inner = key_node.value, f"{place}.{key_node.value}".lstrip(".")
             if key in table:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from muxflow import jobfile
@@ -164,6 +164,7 @@ keys = st.sampled_from([field.encode_name for field in msgspec.structs.fields(Jo
 
 
 @given(st.dictionaries(keys, yaml_scraps, max_size=8).map(yaml.safe_dump) | st.text(max_size=60))
+@example("checkpoint:\n  ? 'a\n\n    b'\n  : null\n")
 def test_whatever_stands_in_a_file_the_error_is_one_line(text: str) -> None:
     try:
         specs = jobfile.parse(text, name="job.yaml")
