@@ -9,6 +9,7 @@ missing, nothing was heard, and the command is given again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -131,12 +132,21 @@ class MpsControl:
     async def servers(self) -> tuple[MpsServer, ...]:
         """See all servers, their states and their clients. One that ends meanwhile is left out."""
         found = []
-        for pid in _numbers(await self._ask("get_server_list")):
+        for pid in await self._server_pids():
             state = await self._ask(f"get_server_status {pid}")
             clients = await self._ask(f"get_client_list {pid}")
             if not _gone(state) and not _gone(clients):
                 found.append(MpsServer(pid=pid, state=_state(state), clients=_numbers(clients)))
         return tuple(found)
+
+    async def _server_pids(self) -> tuple[int, ...]:
+        return _numbers(await self._ask("get_server_list"))
+
+    async def _server_of(self, client: int) -> int | None:
+        for server in await self._server_pids():
+            if client in _numbers(await self._ask(f"get_client_list {server}")):
+                return server
+        return None
 
     async def default_thread_percentage(self) -> float:
         """What contexts of clients that say nothing else are given of the SMs. Contexts that are there keep theirs."""
@@ -154,29 +164,26 @@ class MpsControl:
 
         False when it is no client. Raises MpsError when the server does not let go of it.
         """
-        for server in await self.servers():
-            if pid not in server.clients:
-                continue
-            answer = await self._ask(f"terminate_client {server.pid} {pid}", deadline_s=deadline_s)
-            if answer[-1:] == ["0"]:
-                return True
-            if any(pid in server.clients for server in await self.servers()):
-                raise MpsError(f"MPS server {server.pid} does not let go of its client {pid}: {_words(answer)}")
-        return False
+        server = await self._server_of(pid)
+        if server is None:
+            return False
+        answer = await self._ask(f"terminate_client {server} {pid}", deadline_s=deadline_s)
+        if answer[-1:] == ["0"]:
+            return True
+        if await self._server_of(pid) is None:
+            return False
+        raise MpsError(f"MPS server {server} does not let go of its client {pid}: {_words(answer)}")
 
     async def quit(self, *, clients_s: float = 0.0) -> None:
         """End the daemon and its servers, after clients have had this long to end. No daemon is no error."""
-        deadline_s = self._deadline_s + clients_s
-        async with self._one_at_a_time:
-            try:
-                await self._converse(f"quit -t {round(clients_s)}", deadline_s=deadline_s)
-            except MpsNotRunningError:
-                return
-        until = time.monotonic() + deadline_s
+        until = time.monotonic() + self._deadline_s + clients_s
         pause_s = _FIRST_PAUSE_S
         while await self.running():
             if time.monotonic() > until:
                 raise MpsError(f"the MPS daemon of {self._directory.mps_pipe} was told to quit and did not")
+            with contextlib.suppress(MpsNotRunningError):
+                async with self._one_at_a_time:
+                    await self._converse(f"quit -t {round(clients_s)}", deadline_s=self._deadline_s + clients_s)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
