@@ -173,6 +173,12 @@ def test_a_gpu_without_meters_gives_no_activity() -> None:
     assert Bench().look(busy=0.5) is None
 
 
+def test_before_gpm_has_had_two_samples_utilization_does_not_stand_in_for_it() -> None:
+    look = Look(time_ns=PERIOD_NS, settling=True, utilization=Share(0, PERIOD_NS, 1.0))
+    assert OnlineMeter().estimate_pct(look, BusyMeter(), BOTH) is None
+    assert OnlineMeter().estimate_pct(look, BusyMeter(), Crowd((OURS,))) == 0.0
+
+
 def test_without_offline_work_all_activity_is_the_online_sides() -> None:
     assert Bench().look(busy=0.0, sm_activity=0.62) == pytest.approx(62)
     assert Bench().look(busy=0.0, utilization=0.62) == pytest.approx(62)

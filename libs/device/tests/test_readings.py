@@ -105,13 +105,15 @@ def test_the_utilization_covers_the_period_that_the_kind_has(node: Puppet) -> No
 
 def test_what_a_kind_never_gives_is_null_and_not_asked_again(node: Puppet) -> None:
     for _ in range(3):
-        assert node.ask("look(0)")["sm_activity"] is None
+        look = node.ask("look(0)")
+        assert (look["sm_activity"], look["settling"]) == (None, False)
     assert node.ask("readers[0].capabilities()")["gpm"] is False
     assert node.ask("look(0)")["sm_occupancy_pct"] is None
 
 
 def test_gpm_gives_sm_activity_between_samples_more_than_a_tenth_of_a_second_apart(node: Puppet) -> None:
-    assert node.ask("look(2)")["sm_activity"] is None
+    first = node.ask("look(2)")
+    assert (first["sm_activity"], first["settling"]) == (None, True)
     share = until(lambda: node.ask("look(2)")["sm_activity"], "two samples far enough apart")
     assert share["part"] == 0
     assert share["end_ns"] - share["begin_ns"] > 100_000_000

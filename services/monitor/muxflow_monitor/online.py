@@ -32,12 +32,11 @@ class OnlineStates:
         self._node = node
         self._told: dict[str, _Told] = {}
 
-    def changed(self, gpu: str, workload: Workload | None, view: View) -> OnlineState | None:
-        """Give what is to be published of a GPU now, if it is anything new."""
+    def changed(self, gpu: str, workload: Workload | None, view: View, *, now_ns: int) -> OnlineState | None:
+        """Give what is to be published of a GPU now, if it is anything new. `now_ns` is CLOCK_MONOTONIC."""
         if view.time_ns == 0:
             return None  # nothing has been seen yet
         before = self._told.get(gpu)
-        now_ns = time.monotonic_ns()
         state = self._state(gpu, workload, view, before.state if before else None)
         if before is not None and not _is_news(before, state, now_ns):
             return None

@@ -20,12 +20,9 @@ from muxflow_decisions.device import (
     Alert,
     DevicePolicy,
     Fault,
-    Gate,
-    GateState,
     Lost,
     MonitorStarted,
     Read,
-    Readings,
     Restored,
     SetGate,
     Stimulus,
@@ -37,12 +34,13 @@ from muxflow_decisions.device.recovery import recovery
 from muxflow_device.attribution.processes import Crowd
 from muxflow_device.faults import Reach, describe
 from muxflow_device.nvml import VERSION_MISMATCH, Nvml, NvmlUnavailable, Trouble
-from muxflow_device.pages import DevicePageWriter, DeviceReport, PageLostError
 from muxflow_device.readings.reader import GpuAway
 from muxflow_device.readings.rhythm import Rhythm
 from muxflow_monitor.metrics import GpuMetrics
 from muxflow_monitor.observer import Observer, Sight
+from muxflow_monitor.page import Page
 from muxflow_monitor.peak import Peak
+from muxflow_monitor.samples import blank, sample_of
 from muxflow_monitor.workloads import Workload
 
 log = structlog.get_logger()
@@ -64,10 +62,11 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     sample: GpuSample
     crowd: Crowd | None = None
     shared: bool | None = None
+    """Whether the GPU has MPS clients."""
     peak_pct: float | None = None
     """Of the online activity of the last ten minutes."""
     time_ns: int = 0
-    """When it was taken, by CLOCK_MONOTONIC."""
+    """When the sample was taken, by CLOCK_MONOTONIC; 0: there is none yet."""
 
 
 class _Declare(msgspec.Struct, frozen=True):
@@ -78,7 +77,7 @@ class _Xid(msgspec.Struct, frozen=True):
     number: int
 
 
-_Inbox = Stimulus | _Declare | _Xid
+_Item = Stimulus | _Declare | _Xid
 
 
 class DeviceWatch:
@@ -91,7 +90,7 @@ class DeviceWatch:
         node: str,
         nvml: Nvml,
         observer: Observer,
-        page: Callable[[], DevicePageWriter],
+        page: Page,
         rhythm: Rhythm,
         policy: DevicePolicy,
         memory: DeviceMemory | None,
@@ -100,30 +99,29 @@ class DeviceWatch:
         on_found: Callable[[], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        """`page` opens the device page, which freezes the gate; the other callables are called from the thread."""
+        """`memory` is an earlier monitor's, of the same boot. The callables are called from the thread."""
         self.gpu = gpu
         self._node = node
         self._nvml = nvml
         self._observer = observer
-        self._open_page = page
-        self._page = page()
+        self._page = page
         self._rhythm = rhythm
         self._policy = policy
         self._metrics = metrics
         self._tell = tell
         self._on_found = on_found
         self._on_failure = on_failure
-        self._memory = memory or DeviceMemory(epoch=self._page.epoch_before)
+        self._memory = memory or DeviceMemory(epoch=page.epoch)
         self._peak = Peak()
-        self._inbox: queue.SimpleQueue[_Inbox | None] = queue.SimpleQueue()
-        self._away: Trouble | None = None
+        self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._away = False
         self._ask_again_ns = 0
         self._renewed_ns = time.monotonic_ns()
         self._failing: frozenset[str] = frozenset()
         self._slowed = 0
         self.beat_ns = 0
         """When the heartbeat was last advanced, by CLOCK_MONOTONIC."""
-        self.view = View(memory=self._memory, sample=GpuSample(gpu=gpu.uuid, state=self._memory.condition))
+        self.view = View(memory=self._memory, sample=blank(gpu.uuid, self._memory))
         self._thread = threading.Thread(target=self._run, name=f"gpu-{gpu.index}", daemon=True)
 
     def start(self, *stimuli: Stimulus) -> None:
@@ -147,7 +145,8 @@ class DeviceWatch:
     def close(self) -> None:
         """Stop looking. The gate stays as it is, and closes when the heartbeat has stood still for its time."""
         self._inbox.put(None)
-        self._thread.join(_JOIN_S)
+        if self._thread.ident is not None:
+            self._thread.join(_JOIN_S)
         if not self._thread.is_alive():  # else it hangs in the driver, and ends with the process
             self._observer.close()
             self._page.close()
@@ -170,8 +169,9 @@ class DeviceWatch:
                 if missed := self._rhythm.missed(due_ns, began_ns):
                     self._metrics.missed(missed)
                 self._look(began_ns)
-                self._metrics.looked((time.monotonic_ns() - began_ns) / _SECOND_NS)
-                due_ns = self._rhythm.after(time.monotonic_ns())
+                ended_ns = time.monotonic_ns()
+                self._metrics.looked((ended_ns - began_ns) / _SECOND_NS)
+                due_ns = self._rhythm.after(ended_ns)
                 continue
             match item:
                 case None:
@@ -185,7 +185,7 @@ class DeviceWatch:
 
     def _look(self, now_ns: int) -> None:
         """Look and decide; the heartbeat says that both came to an end."""
-        if self._away is None or now_ns >= self._ask_again_ns:
+        if not self._away or now_ns >= self._ask_again_ns:
             try:
                 sight = self._observer.look()
             except GpuAway as away:
@@ -193,7 +193,7 @@ class DeviceWatch:
             else:
                 self._find()
                 self._take(sight)
-        self._written(DevicePageWriter.beat)
+        self._page.beat()
         self.beat_ns = time.monotonic_ns()
 
     def _take(self, sight: Sight) -> None:
@@ -210,29 +210,28 @@ class DeviceWatch:
         self._memory = outcome.memory
         for instruction in outcome.instructions:
             if isinstance(instruction, SetGate):
-                self._store_gate(instruction.gate, instruction.epoch)
+                self._page.store_gate(instruction.gate, instruction.epoch)
         self._show(sight)
-        told = [instruction for instruction in outcome.instructions if isinstance(instruction, Tell)]
-        if sight is not None or told:
-            self._write_report()
+        if sight is not None or outcome.instructions:
+            self._page.report(self._memory, self.view.sample)
         for instruction in outcome.instructions:
             match instruction:
                 case Tell():
                     self._tell(self._state(instruction))
-                case Alert(severity=severity, message=message):
-                    self._tell(self._alert(severity, message))
+                case Alert():
+                    self._tell(self._alert(instruction))
 
     def _show(self, sight: Sight | None) -> None:
         memory, before = self._memory, self.view
-        gate = memory.gate
-        budget = gate.budget_permille if gate.state is not GateState.FROZEN else 0
         if sight is None:
-            sample = msgspec.structs.replace(before.sample, state=memory.condition, budget_permille=budget)
+            sample = msgspec.structs.replace(
+                before.sample, state=memory.condition, budget_permille=memory.gate.budget_permille
+            )
             self.view = msgspec.structs.replace(before, memory=memory, sample=sample)
             return
         self.view = View(
             memory=memory,
-            sample=_sample(self.gpu.uuid, sight.readings, memory, budget),
+            sample=sample_of(self.gpu.uuid, sight.readings, memory),
             crowd=sight.crowd,
             shared=sight.shared,
             peak_pct=self._peak.pct,
@@ -243,27 +242,25 @@ class DeviceWatch:
 
     def _take_xid(self, number: int) -> None:
         xid = describe(number)
-        shared = self.view.shared is not False
-        contained = xid.contained(shared=shared)
-        self._fault("xid", xid.title, xid=number, contained=contained)
+        shared = self.view.shared
+        self._fault("xid", xid.title, xid=number, contained=xid.contained(shared=shared is not False))
         # A fault that takes all MPS clients down is over only when the offline ones have gone too.
-        fatal = xid.fatal or (xid.reach is Reach.APPLICATION and self.view.shared is True)
+        fatal = xid.fatal or (xid.reach is Reach.APPLICATION and shared is True)
         self._advance(Fault(kind="xid", xid=number, message=xid.title, fatal=fatal))
 
     def _lose(self, away: GpuAway, now_ns: int) -> None:
         """The GPU, or the whole driver, does not answer: say so once, ask again each second."""
-        if self._away is None:
+        lost = away.trouble is Trouble.LOST
+        if not self._away:
+            self._away = True
             log.error("the GPU does not answer", gpu=self.gpu.uuid, reason=str(away))
-            kind = "lost" if away.trouble is Trouble.LOST else "nvml"
-            self._fault(kind, str(away), contained=False if kind == "lost" else None)
-            sample = GpuSample(gpu=self.gpu.uuid, state=self._memory.condition)
-            self.view = msgspec.structs.replace(self.view, sample=sample, crowd=None, shared=None)
+            self._fault("lost" if lost else "nvml", str(away), contained=False if lost else None)
+            self.view = View(memory=self._memory, sample=blank(self.gpu.uuid, self._memory), peak_pct=self._peak.pct)
             self._advance(Lost(message=str(away)))
-        self._away = away.trouble
         self._ask_again_ns = now_ns + _AGAIN_NS
-        if away.trouble is not Trouble.LOST or now_ns - self._renewed_ns > _RENEW_LOST_NS:
-            self._renew(away.opening)
+        if not lost or now_ns - self._renewed_ns > _RENEW_LOST_NS:
             self._renewed_ns = now_ns
+            self._renew(away.opening)
 
     def _renew(self, opening: int) -> None:
         try:
@@ -274,14 +271,14 @@ class DeviceWatch:
             log.warning("NVML cannot be opened anew, trying again", reason=str(unavailable))
 
     def _find(self) -> None:
-        if self._away is not None:
-            self._away = None
+        if self._away:
+            self._away = False
             log.info("the GPU answers again", gpu=self.gpu.uuid)
             self._on_found()
             self._advance(Restored())
 
     def _note_failures(self) -> None:
-        """Tell of calls that NVML stopped to answer, once for each time it does."""
+        """Tell of calls that NVML has stopped to answer, once for each time it does."""
         if self._observer.failing == self._failing:
             return
         if new := self._observer.failing - self._failing:
@@ -293,6 +290,8 @@ class DeviceWatch:
         if new := slowed & ~self._slowed:
             self._fault("clock", ", ".join(text for bit, text in _SLOWED.items() if new & bit), contained=True)
         self._slowed = slowed
+
+    # --- events
 
     def _fault(self, kind: str, message: str, *, xid: int | None = None, contained: bool | None) -> None:
         self._metrics.fault(kind)
@@ -308,86 +307,27 @@ class DeviceWatch:
             )
         )
 
-    # --- the page
-
-    def _store_gate(self, gate: Gate, epoch: int) -> None:
-        self._written(lambda page: page.store_gate(gate, epoch=epoch))
-
-    def _write_report(self) -> None:
-        memory, sample = self._memory, self.view.sample
-        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        asleep_ns = now_ns - time.monotonic_ns()
-        report = DeviceReport(
-            time_boottime_ns=now_ns,
-            condition=memory.condition,
-            since_boottime_ns=memory.since_ns + asleep_ns,
-            hard=memory.hard,
-            epoch=memory.epoch,
-            cause=memory.cause,
-            sm_activity_permille=_permille(sample.sm_activity_pct),
-            utilization_permille=_permille(sample.utilization_pct),
-            online_activity_permille=_permille(sample.online_activity_pct),
-            offline_busy_permille=sample.offline_busy_permille,
-            sm_clock_mhz=sample.sm_clock_mhz,
-            memory_used_bytes=sample.memory_used_bytes,
-            memory_total_bytes=sample.memory_total_bytes,
-            offline_memory_bytes=sample.offline_memory_bytes,
-        )
-        self._written(lambda page: page.write(report))
-
-    def _written(self, write: Callable[[DevicePageWriter], None]) -> None:
-        """Write to the page; one that was removed under us is made anew, with the gate that holds."""
-        try:
-            write(self._page)
-        except PageLostError as error:
-            log.error("the device page is made anew", reason=str(error))  # noqa: TRY400 - the reason says it all
-            self._page.close()
-            self._page = self._open_page()
-            self._page.store_gate(self._memory.gate, epoch=self._memory.epoch)
-            self._page.beat()
-
-    def _alert(self, severity: str, message: str) -> DeviceAlert:
+    def _alert(self, alert: Alert) -> DeviceAlert:
         return DeviceAlert(
-            node=self._node, gpu=self.gpu.uuid, severity=severity, message=message, time_ns=time.time_ns()
+            node=self._node,
+            gpu=self.gpu.uuid,
+            severity=alert.severity,
+            message=alert.message,
+            time_ns=time.time_ns(),
         )
 
     def _state(self, tell: Tell) -> DeviceState:
-        entered_ns = time.time_ns() - (time.monotonic_ns() - tell.since_ns)
+        now_ns = time.time_ns()
         return DeviceState(
             node=self._node,
             gpu=self.gpu.uuid,
             state=tell.state,
             previous=tell.previous,
-            since_ns=max(0, entered_ns),
+            since_ns=max(0, now_ns - (time.monotonic_ns() - tell.since_ns)),
             cause=tell.cause,
             recovery=recovery(self._memory, self._policy),
             epoch=tell.epoch,
             budget_permille=self.view.sample.budget_permille,
             sample=self.view.sample,
-            time_ns=time.time_ns(),
+            time_ns=now_ns,
         )
-
-
-def _sample(gpu: str, readings: Readings, memory: DeviceMemory, budget_permille: int) -> GpuSample:
-    return GpuSample(
-        gpu=gpu,
-        state=memory.condition,
-        utilization_pct=readings.utilization_pct,
-        sm_activity_pct=readings.sm_activity_pct,
-        sm_occupancy_pct=readings.sm_occupancy_pct,
-        memory_bandwidth_pct=readings.memory_bandwidth_pct,
-        memory_used_bytes=readings.memory_used_bytes,
-        memory_total_bytes=readings.memory_total_bytes,
-        offline_memory_bytes=readings.offline_memory_bytes,
-        sm_clock_mhz=readings.sm_clock_mhz,
-        throttle_reasons=readings.throttle_reasons,
-        power_w=readings.power_w,
-        temperature_c=readings.temperature_c,
-        online_activity_pct=readings.online_activity_pct,
-        offline_busy_permille=readings.offline_busy_permille,
-        budget_permille=budget_permille,
-    )
-
-
-def _permille(percent: float | None) -> int | None:
-    return round(10 * percent) if percent is not None else None

@@ -66,6 +66,8 @@ class OnlineMeter:
         """Estimate in per cent. `crowd` is null where nobody can tell who is on the GPU."""
         if crowd is not None and crowd.complete and not crowd.others:
             return 0.0
+        if look.settling:
+            return None  # utilization would be told instead, which is another quantity
         direct_pct = _direct_pct(look, crowd)
         device = look.sm_activity or look.utilization
         if device is None:
@@ -75,9 +77,13 @@ class OnlineMeter:
             self._weight.take(look.sm_activity, offline)
         if offline == 0:
             return device.pct
+        return self._beside(offline, device, direct_pct, weighted=look.sm_activity is not None)
+
+    def _beside(self, offline: float, device: Share, direct_pct: float | None, *, weighted: bool) -> float | None:
+        """Estimate what the online side does while offline work runs for this part of the time."""
         if direct_pct is None:
             return online_activity_pct(device_pct=device.pct, offline_pct=100.0 * offline)
-        if look.sm_activity is None:
+        if not weighted:
             return direct_pct
         taken_pct = 100.0 * offline * self._weight.value
         shown_pct = online_activity_pct(device_pct=device.pct, offline_pct=taken_pct)

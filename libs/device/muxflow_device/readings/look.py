@@ -36,6 +36,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """Time in which any kernel ran, over NVML's newest sample period."""
     sm_activity: Share | None = None
     """Mean share of SMs with at least one warp, by GPM."""
+    settling: bool = False
+    """GPM will give SM activity, and has not had two samples yet."""
     sm_occupancy_pct: float | None = None
     memory_bandwidth_pct: float | None = None
     memory_used_bytes: int | None = None

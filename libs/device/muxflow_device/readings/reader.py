@@ -91,6 +91,7 @@ class _Session:
             return Question(name, ask, failing)
 
         failing.clear()
+        self._failing = failing
         self._error = pynvml.NVMLError
         self._gpm = _gpm(pynvml, handle)
         self._utilization = _UtilizationMeter(pynvml, handle, question)
@@ -140,6 +141,7 @@ class _Session:
             time_ns=now_ns,
             utilization=self._utilization.look(now_ns),
             sm_activity=_share(metrics),
+            settling=metrics is None and self._gpm is not None and self._metrics.name not in self._failing,
             sm_occupancy_pct=metrics.sm_occupancy_pct if metrics else None,
             memory_bandwidth_pct=metrics.memory_bandwidth_pct if metrics else None,
             memory_used_bytes=memory.total - memory.free if memory else None,
