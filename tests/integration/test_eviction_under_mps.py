@@ -32,7 +32,7 @@ from pathlib import Path
 subprocess.Popen([sys.executable, *sys.argv[1:]], process_group=0)
 while not Path("leave").exists(): time.sleep(0.01)
 """
-ENDLESS = ("--batches", "1000000", "--kernel-us", "2000", "--blocks", "320", "--save-every", "0")
+ENDLESS = ("--batches", "1000000", "--blocks", "320", "--save-every", "0")
 OFFLINE_JOB = str(WORKLOADS / "offline_job.py")
 
 
@@ -63,16 +63,17 @@ async def online(node: ProtectedNode, tmp_path: Path) -> AsyncIterator[OnlineSer
     service.kill()
 
 
-def offline(job: str, *program: str) -> Slot:
-    """An offline job that has 2 ms kernels in flight all the time."""
-    slot = slot_of(sys.executable, *program, *ENDLESS, job=job, checkpoint=CHECKPOINT, stop_grace_s=0.3)
+def offline(job: str, *program: str, kernel_ms: int = 2) -> Slot:
+    """An offline job that launches one kernel after the other, and hardly ever has none in flight."""
+    command = (sys.executable, *program, *ENDLESS, "--kernel-us", str(kernel_ms * 1000))
+    slot = slot_of(*command, job=job, checkpoint=CHECKPOINT, stop_grace_s=0.3)
     return msgspec.structs.replace(slot, memory_quota_bytes=4 << 30)
 
 
-async def on_the_gpu(node: ProtectedNode, slot: Slot) -> None:
-    """Have a job start, and wait until it has launched something."""
+async def on_the_gpu(node: ProtectedNode, slot: Slot, *, launches: int = 10) -> None:
+    """Have a job start, and wait until it has launched so many kernels."""
 
-    def launches() -> int:
+    def launched() -> int:
         try:
             with JobPage(node.run.job(slot.key)) as page:
                 return page.read().launches
@@ -80,7 +81,7 @@ async def on_the_gpu(node: ProtectedNode, slot: Slot) -> None:
             return 0
 
     await node.decide(slot)
-    await until(lambda: launches() > 10)
+    await until(lambda: launched() >= launches)
 
 
 async def after(online: OnlineService, requests: int = 5) -> list[str]:
@@ -139,8 +140,8 @@ async def test_kill_that_nobody_prepared_costs_the_online_service_its_answers(
     node: ProtectedNode, online: OnlineService
 ) -> None:
     """Else the tests above could not fail."""
-    slot = offline("job", OFFLINE_JOB)
-    await on_the_gpu(node, slot)
+    slot = offline("job", OFFLINE_JOB, kernel_ms=1000)
+    await on_the_gpu(node, slot, launches=1)  # which lasts for a second
     os.kill((await node.fact(RunStarted)).pid, signal.SIGKILL)
     await node.fact(RunExited)
     assert await after(online) != []
