@@ -100,6 +100,7 @@ async def _fill(board: Board, client: Client) -> None:
 
 def _sources(board: Board, client: Client) -> tuple[Callable[[], Awaitable[None]], ...]:
     """Everything that keeps a board up to date; each runs until it fails."""
+    from muxflow.cli.top.board import RECENT_S
 
     async def ask() -> None:
         while True:
@@ -108,9 +109,11 @@ def _sources(board: Board, client: Client) -> tuple[Callable[[], Awaitable[None]
             board.trouble = ""
             await asyncio.sleep(_ASK_S)
 
-    def hear(subject: str, take: Callable[[Received], None]) -> Callable[[], Awaitable[None]]:
+    def hear(
+        subject: str, take: Callable[[Received], None], *, since_s: float | None = None
+    ) -> Callable[[], Awaitable[None]]:
         async def follow() -> None:
-            async for received in client.events(subject):
+            async for received in client.events(subject, since_s=since_s):
                 take(received)
 
         return follow
@@ -119,7 +122,8 @@ def _sources(board: Board, client: Client) -> tuple[Callable[[], Awaitable[None]
         ask,
         hear("telemetry", lambda received: board.read(received.event)),
         hear("devices.state", lambda received: board.change(received.event)),
-        hear("alerts", lambda received: board.tell(received.event, received.time_ns)),
+        # Read from the stream, so that none is missed while the connection is away; what is told twice is one line.
+        hear("alerts", lambda received: board.tell(received.event, received.time_ns), since_s=RECENT_S),
     )
 
 
