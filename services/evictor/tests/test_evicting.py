@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from evicting_node import GPU, JOB, NODE, EvictingNode
 from muxflow.bus.credentials import Principal
+from muxflow.bus.embedded import free_port
 from muxflow.contracts import Attempt, DeviceCondition, ExitStatus, Role
 from muxflow.contracts.catalogue import ONLINE_STATE
 from muxflow.contracts.nodes import OnlineState
@@ -195,6 +198,24 @@ async def test_attempt_that_ends_by_itself_before_the_executor_is_asked_is_told_
     assert node.executor.orders[-1].attempts == (JOB,)
 
 
+async def test_readiness_and_metrics_say_what_the_evictor_waits_for(node: EvictingNode) -> None:
+    port = free_port()
+    node.world.env["MUXFLOW_HTTP__PORT"] = str(port)
+    node.executor.start_job()
+    await node.executor.hang_up()
+    await node.start_evictor()
+    await until_answered(port, "readyz", "ok")
+    node.monitor.say(DeviceCondition.OVERLIMIT, HARD, hard=True)
+    await until_answered(port, "readyz", "executor: ")
+    await until_answered(port, "metrics", "muxflow_evictor_under_way 1.0")
+    await node.executor.listen()
+    await node.alert(2)
+    await until_answered(port, "readyz", "ok")
+    await until_answered(port, "metrics", "muxflow_evictor_eviction_seconds_count 1.0")
+    await node.monitor.die()
+    await until_answered(port, "readyz", "devices: no device page is written")
+
+
 async def test_refused_order_is_complained_of_and_repeated_ever_more_slowly(node: EvictingNode) -> None:
     node.executor.refuses = True
     node.executor.start_job()
@@ -253,6 +274,23 @@ async def test_sigterm_ends_it_in_the_middle_of_an_eviction(node: EvictingNode) 
     await node.executor.ordered()
     await asyncio.to_thread(node.evictor.kill, signal.SIGTERM)
     assert (await node.logged("stopped"))["exit_code"] == 0
+
+
+async def until_answered(port: int, path: str, text: str) -> None:
+    async with asyncio.timeout(20):
+        while text not in await asyncio.to_thread(answer, port, path):
+            await asyncio.sleep(0.05)
+
+
+def answer(port: int, path: str) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as response:
+            return str(response.read().decode())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.read().decode()
+    except OSError:
+        return ""
 
 
 async def no_more_alerts(node: EvictingNode) -> None:

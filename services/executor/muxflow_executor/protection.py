@@ -29,7 +29,7 @@ _OPEN: Final = Gate(state=GateState.OPEN, budget_permille=1000, window_us=65_535
 """The whole of what the device's gate lets through."""
 _OURS: Final = ("XCUDA_", "CUDA_MPS_")
 """What decides whether a job is protected is not the job's to set."""
-_THE_JOBS: Final = frozenset({"XCUDA_LOG"})
+_ALLOWED: Final = frozenset({"XCUDA_LOG"})
 _BELOW_NORMAL: Final = "1"
 """CUDA_MPS_CLIENT_PRIORITY: 0 is normal, 1 is below; the driver takes it for a hint."""
 
@@ -172,7 +172,7 @@ class Protection:
         The program finds the driver where the executor finds it; only a simulated one is in a place of its own.
         """
         surroundings = os.environ if inherited is None else inherited
-        environment = {name: value for name, value in wanted.items() if not name.startswith(_OURS) or name in _THE_JOBS}
+        environment = {name: value for name, value in wanted.items() if not name.startswith(_OURS) or name in _ALLOWED}
         environment |= {
             "LD_PRELOAD": _joined(str(native.path("libxcuda.so")), wanted.get("LD_PRELOAD")),
             "XCUDA_DEVICE_DIR": str(job.device.path),
