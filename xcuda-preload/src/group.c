@@ -228,9 +228,9 @@ void group_ask_if_quiet(struct lane *lane, int64_t now_ns) {
 }
 
 int64_t group_progress_ns(const struct lane *lane, int64_t now_ns, int64_t rest_ns) {
-    if (lane->count == 0)
-        return 0;
     const struct group *group = &lane->groups[lane->first];
+    if (lane->count == 0 || group->mean_ns == 0) /* nothing, or nothing that is known */
+        return 0;
     int64_t since_ns = lane->last_end_ns > group->opened_ns ? lane->last_end_ns : group->opened_ns;
     int64_t most_ns = group->cost_ns > rest_ns ? group->cost_ns - rest_ns : 0;
     return now_ns - since_ns < most_ns ? now_ns - since_ns : most_ns;

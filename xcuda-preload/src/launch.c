@@ -86,6 +86,7 @@ static void wait_for(struct wait *wait, enum hindrance why, int64_t due_in_ns) {
     if (wait->step_ns == 0 && !(atomic_load(&attention) & (ATTENTION_CONTEXTS | ATTENTION_CAPTURE)))
         close_own();
     clock_doze(step_ns(wait, due_in_ns));
+    warden_wake();
     int64_t now_ns = clock_now_ns();
     _Atomic uint64_t *waited_ns = why == FROZEN ? &account.frozen_ns : &account.throttled_ns;
     atomic_fetch_add_explicit(waited_ns, (uint64_t)(now_ns - before_ns), memory_order_relaxed);

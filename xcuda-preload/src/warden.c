@@ -46,6 +46,7 @@ struct round {
     bool busy;
     bool wanted; /* there was something to do: come again soon */
     int64_t published_ns, refreshed_ns;
+    uint64_t waited_ns; /* by threads at the gate, so far */
     CUcontext current;
 };
 
@@ -129,7 +130,9 @@ static void end_process(struct round *round, int number) {
 static void make_round(struct round *round) {
     bool was_busy = round->wanted;
     bool busy = look_after_groups(round);
-    round->wanted = quota_trim() || busy;
+    uint64_t waited_ns = atomic_load(&account.frozen_ns) + atomic_load(&account.throttled_ns);
+    round->wanted = quota_trim() || busy || waited_ns != round->waited_ns;
+    round->waited_ns = waited_ns;
     gate_age(round->now_ns);
     if (round->now_ns - round->refreshed_ns >= REFRESH_EVERY_NS) {
         round->refreshed_ns = round->now_ns;

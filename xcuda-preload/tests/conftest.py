@@ -6,10 +6,12 @@ import contextlib
 import fcntl
 import os
 import subprocess
+import sys
 import tempfile
+import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -28,6 +30,7 @@ from muxflow_device.pages import (
     ProcessSlot,
 )
 from muxflow_device.rundir import RunDirectory
+from muxflow_simgpu import SimulatedMachine, native_dir
 
 ROOM: Final = Path(__file__).parents[1]
 GPU: Final = "GPU-00000000-0000-0000-0000-000000000001"
@@ -59,15 +62,6 @@ def programs() -> Path:
     """Directory of the C programs of these tests, and of the stub driver."""
     make("tests")
     return ROOM / "build" / "plain" / "tests"
-
-
-def eventually(ask: Callable[[], T], *, deadline_s: float = DEADLINE_S) -> T:
-    """Asks until the answer is true, and returns it."""
-    until = time.monotonic() + deadline_s
-    while not (answer := ask()):
-        assert time.monotonic() < until, "it did not come to that in time"
-        time.sleep(0.005)
-    return answer
 
 
 class Node:
@@ -128,10 +122,42 @@ class Node:
     def usage(self) -> JobUsage:
         return self.page.read()
 
-    def process(self, pid: int) -> ProcessSlot:
-        """What the process of this pid says, or said last."""
+    def slot(self, pid: int) -> ProcessSlot | None:
+        """What the process of this pid says, or said last; None: it has no slot."""
         usage = self.usage()
-        return next(slot for slot in (*usage.processes, *usage.ended) if slot.pid == pid)
+        return next((slot for slot in (*usage.processes, *usage.ended) if slot.pid == pid), None)
+
+    def launches(self, pid: int) -> int:
+        slot = self.slot(pid)
+        return slot.launches if slot else 0
+
+    def frozen_ns(self, pid: int) -> int:
+        slot = self.slot(pid)
+        return slot.frozen_ns if slot else 0
+
+    def eventually(self, ask: Callable[[], T]) -> T:
+        """Asks until the answer is true, and returns it."""
+        until = time.monotonic() + DEADLINE_S
+        while not (answer := ask()):
+            assert time.monotonic() < until, "it did not come to that in time"
+            time.sleep(0.005)
+        return answer
+
+    def goes_on(self, pid: int, launches: int = 20) -> None:
+        """Waits until the process has made so many more launches."""
+        before = self.launches(pid)
+        self.eventually(lambda: self.launches(pid) >= before + launches)
+
+    def stands_still(self, pid: int) -> None:
+        """Waits until the process, which has one thread, has been held at its gate for 100 ms without a break."""
+
+        def stood() -> bool:
+            frozen_ns, launches = self.frozen_ns(pid), self.launches(pid)
+            self.eventually(lambda: self.frozen_ns(pid) > frozen_ns + 100_000_000)
+            slot = self.slot(pid)
+            return slot is not None and slot.launches == launches and slot.inflight == 0
+
+        self.eventually(stood)
 
     def environment_of(self, *, preload: bool = True) -> dict[str, str]:
         """The environment of a program of the job."""
@@ -166,9 +192,30 @@ class Node:
         output, errors = process.communicate(timeout=DEADLINE_S)
         return process.returncode, output, errors
 
-    def output_of(self, command: Sequence[str | Path]) -> str:
-        status, output, errors = self.run(*command)
-        assert (status, errors) == (0, ""), errors
+    def python(self, text: str, *, preload: bool = True) -> subprocess.Popen[str]:
+        """Starts a Python program that may import tests/programs/driver.py."""
+        program = "import sys; sys.dont_write_bytecode = True\n" + textwrap.dedent(text)
+        return self.start(
+            sys.executable, "-c", program, preload=preload, extra={"PYTHONPATH": str(ROOM / "tests" / "programs")}
+        )
+
+    @staticmethod
+    def tell(process: subprocess.Popen[str], line: str = "") -> None:
+        assert process.stdin is not None
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+
+    @staticmethod
+    def hear(process: subprocess.Popen[str]) -> str:
+        """One line of what the program says."""
+        assert process.stdout is not None
+        return process.stdout.readline().strip()
+
+    def output_of(self, text: str, *, preload: bool = True) -> str:
+        """What a Python program says that ends well."""
+        process = self.python(text, preload=preload)
+        output, errors = process.communicate(timeout=DEADLINE_S)
+        assert (process.returncode, errors) == (0, "")
         return output
 
     def close(self) -> None:
@@ -198,3 +245,40 @@ def node(run_directory: RunDirectory, library: Path, programs: Path) -> Iterator
     node.open_gate()
     yield node
     node.close()
+
+
+class GpuNode(Node):
+    """A node whose driver is that of a simulated GPU."""
+
+    def __init__(self, run: RunDirectory, library: Path, machine: SimulatedMachine) -> None:
+        super().__init__(run, library, native_dir())
+        self.machine = machine
+        self.environment = {"MUXFLOW_SIMGPU": str(machine.directory)}
+
+
+@pytest.fixture(scope="session")
+def simulation() -> None:
+    """The libraries of the simulated GPU, built."""
+    room = ROOM.parent / "libs" / "simgpu"
+    (room / "build").mkdir(exist_ok=True)
+    with (room / "build" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["make", "--silent", "-C", str(room), "all"], check=True, timeout=300)
+
+
+@pytest.fixture
+def bare_gpu_node(run_directory: RunDirectory, library: Path, programs: Path, simulation: None) -> Iterator[GpuNode]:
+    """A node with a simulated T4, its gate open, and no job yet."""
+    with SimulatedMachine(run_directory.path / "gpus") as machine:
+        machine.start("T4")
+        node = GpuNode(run_directory, library, machine)
+        node.open_gate()
+        yield node
+        node.close()
+
+
+@pytest.fixture
+def gpu_node(bare_gpu_node: GpuNode) -> GpuNode:
+    """The same with a job that has no quota."""
+    bare_gpu_node.begin_job()
+    return bare_gpu_node
