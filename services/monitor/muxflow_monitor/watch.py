@@ -119,6 +119,7 @@ class DeviceWatch:
         self._renewed_ns = time.monotonic_ns()
         self._failing: frozenset[str] = frozenset()
         self._slowed = 0
+        self._complaint = ""
         self.beat_ns = 0
         """When the heartbeat was last advanced, by CLOCK_MONOTONIC."""
         self.view = View(memory=self._memory, sample=blank(gpu.uuid, self._memory))
@@ -185,7 +186,9 @@ class DeviceWatch:
 
     def _look(self, now_ns: int) -> None:
         """Look and decide; the heartbeat says that both came to an end."""
-        if not self._away or now_ns >= self._ask_again_ns:
+        if self._away and now_ns < self._ask_again_ns:
+            self._page.report(self._memory, self.view.sample)
+        else:
             try:
                 sight = self._observer.look()
             except GpuAway as away:
@@ -268,11 +271,14 @@ class DeviceWatch:
         except NvmlUnavailable as unavailable:
             if unavailable.code == VERSION_MISMATCH:
                 raise  # only a new process loads the library of the new driver
-            log.warning("NVML cannot be opened anew, trying again", reason=str(unavailable))
+            if str(unavailable) != self._complaint:
+                self._complaint = str(unavailable)
+                log.warning("NVML cannot be opened anew, trying again", reason=self._complaint)
 
     def _find(self) -> None:
         if self._away:
             self._away = False
+            self._complaint = ""
             log.info("the GPU answers again", gpu=self.gpu.uuid)
             self._on_found()
             self._advance(Restored())
