@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
@@ -176,52 +175,58 @@ class MpsControl:
 
     async def quit(self, *, clients_s: float = 0.0) -> None:
         """End the daemon and its servers, after clients have had this long to end. No daemon is no error."""
-        until = time.monotonic() + self._deadline_s + clients_s
-        pause_s = _FIRST_PAUSE_S
-        while await self.running():
-            if time.monotonic() > until:
-                raise MpsError(f"the MPS daemon of {self._directory.mps_pipe} was told to quit and did not")
-            with contextlib.suppress(MpsNotRunningError):
-                async with self._one_at_a_time:
-                    await self._converse(f"quit -t {round(clients_s)}", deadline_s=self._deadline_s + clients_s)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        deadline_s = self._deadline_s + clients_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                pause_s = _FIRST_PAUSE_S
+                while await self.running():
+                    with contextlib.suppress(MpsNotRunningError):
+                        async with self._one_at_a_time:
+                            await self._converse(f"quit -t {round(clients_s)}")
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        except TimeoutError:
+            raise MpsError(
+                f"the MPS daemon of {self._directory.mps_pipe} was told to quit and has not for {deadline_s:.1f} s"
+            ) from None
 
     async def _ask(self, command: str, *, deadline_s: float | None = None) -> list[str]:
         """Give one command until it was heard; gives the lines of its answer."""
         deadline_s = self._deadline_s if deadline_s is None else deadline_s
-        until = time.monotonic() + deadline_s
-        pause_s = _FIRST_PAUSE_S
         async with self._one_at_a_time:
-            while True:
-                left_s = max(until - time.monotonic(), _FIRST_PAUSE_S)
-                lines = await self._converse(command, _WITNESS, deadline_s=left_s)
-                if lines and _WITNESS_ANSWER.fullmatch(lines[-1]):
-                    break
-                if time.monotonic() > until:
-                    raise MpsError(
-                        f"the MPS daemon of {self._directory.mps_pipe} has no time for us: another front end stays "
-                        f"connected; end it (look for a running {BINARY})"
-                    )
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            dropped = False
+            try:
+                async with asyncio.timeout(deadline_s):
+                    pause_s = _FIRST_PAUSE_S
+                    while not (lines := await self._converse(command, _WITNESS)) or not _witnessed(lines):
+                        dropped = True
+                        await asyncio.sleep(pause_s)
+                        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            except TimeoutError:
+                raise MpsError(self._silence(command, deadline_s, dropped=dropped)) from None
         answer = lines[:-1] if command != _WITNESS else lines[-1:]
         if any(line.startswith(_FORBIDDEN) for line in answer):
             raise MpsError(f"{_words(answer)} Run the executor as the user of the MPS daemon, or end that daemon.")
         return answer
 
-    async def _converse(self, *commands: str, deadline_s: float) -> list[str]:
+    def _silence(self, command: str, deadline_s: float, *, dropped: bool) -> str:
+        """Say why there is no answer."""
+        daemon = f"the MPS daemon of {self._directory.mps_pipe}"
+        if dropped:
+            return (
+                f"{daemon} has no time for us: another front end stays connected; end it (look for a running {BINARY})"
+            )
+        return (
+            f"{daemon} has not answered {command!r} for {deadline_s:.1f} s; if it hangs, kill it (its pid is in "
+            f"{BINARY}.pid there) once its clients have ended"
+        )
+
+    async def _converse(self, *commands: str) -> list[str]:
         """Connect, give the commands, and hear what is said until the end."""
         process = await self._spawn(stdin=asyncio.subprocess.PIPE, output=asyncio.subprocess.PIPE)
         said = "".join(f"{command}\n" for command in commands).encode()
         try:
-            out, _ = await asyncio.wait_for(process.communicate(said), deadline_s)
-        except TimeoutError:
-            raise MpsError(
-                f"the MPS daemon of {self._directory.mps_pipe} has not answered {commands[0]!r} for "
-                f"{deadline_s:.1f} s; if it hangs, kill it (its pid is in nvidia-cuda-mps-control.pid there) once its "
-                f"clients have ended"
-            ) from None
+            out, _ = await process.communicate(said)
         finally:
             await _end(process)
         words = out.decode(errors="replace")
@@ -276,6 +281,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         process.kill()
         await process.wait()
+
+
+def _witnessed(lines: list[str]) -> bool:
+    return _WITNESS_ANSWER.fullmatch(lines[-1]) is not None
 
 
 def _gone(answer: list[str]) -> bool:

@@ -160,20 +160,20 @@ async def test_a_front_end_that_stays_connected_is_named_as_the_reason(
     binary = shutil.which(BINARY, path=variables["PATH"])
     assert binary is not None
     pipe = {"CUDA_MPS_PIPE_DIRECTORY": str(directory.mps_pipe), "CUDA_MPS_LOG_DIRECTORY": str(directory.mps_log)}
-    journal = directory.mps_log / "control.log"
-    connected = journal.read_text().count("NEW UI")
     with subprocess.Popen([binary], env={**os.environ, **variables, **pipe}, stdin=subprocess.PIPE) as person:
+        assert person.stdin is not None
+        person.stdin.write(b"set_default_active_thread_percentage 41\n")
+        person.stdin.flush()
 
-        async def connected_too() -> bool:
-            return journal.read_text().count("NEW UI") > connected
+        async def connected() -> bool:
+            return " 41.0\n" in (directory.mps_log / "control.log").read_text()
 
-        await until(connected_too)
-        hurried = MpsControl(directory, uuid=uuid, environment=variables, deadline_s=0.3)
+        await until(connected)
+        hurried = MpsControl(directory, uuid=uuid, environment=variables, deadline_s=1.5)
         with pytest.raises(MpsError, match="another front end stays connected"):
             await hurried.default_thread_percentage()
-        assert person.stdin is not None
         person.stdin.close()
-        assert await control.default_thread_percentage() == 100
+        assert await control.default_thread_percentage() == 41
 
 
 # ---- what can be wrong
