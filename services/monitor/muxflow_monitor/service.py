@@ -47,7 +47,7 @@ _FRESH_NS: Final = 2 * _SECOND_NS
 _STOP_S: Final = 5.0
 _APART_MS: Final = 1.0
 """From one GPU's look to the next one's: not at once, for the driver's sake, but close, since what the first look has
-brought into the caches makes the others cost a fraction (8 GPUs: 3.4% of a core instead of 5.8%)."""
+brought into the caches makes the others cost a fraction (8 GPUs: 3.1% of a core instead of 5.8%)."""
 
 
 class Monitor(Service[MonitorSettings]):

@@ -239,7 +239,7 @@ async def test_a_monitor_of_eight_gpus_stays_small(tmp_path: Path) -> None:
         rss_mib = int(_status(node.pid, "VmRSS")) / 1024
         node.close()
     assert rss_mib < 60
-    assert share < 0.15  # 3.4% on a quiet machine; cold caches on a busy one
+    assert share < 0.15  # 3.1% was measured; caches are colder on a busier machine
 
 
 def _cpu_s(pid: int) -> float:

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from muxflow.contracts import Attempt
+from muxflow_decisions.device import Gate, GateState, JobPhase
+from muxflow_device.attribution.jobs import OfflineJobs
+from muxflow_device.pages import JobControlWriter, JobLimits, JobOrder, JobPage
+from muxflow_device.rundir import JobDirectory, RunDirectory
+
+OURS, OTHER = "GPU-ours", "GPU-other"
+
+
+@pytest.fixture
+def run() -> Iterator[RunDirectory]:
+    with tempfile.TemporaryDirectory(prefix="muxflow-test-", dir="/dev/shm") as directory:
+        run = RunDirectory(Path(directory) / "run")
+        run.prepare()
+        yield run
+
+
+@pytest.fixture
+def jobs(run: RunDirectory) -> Iterator[OfflineJobs]:
+    jobs = OfflineJobs(run, OURS)
+    yield jobs
+    jobs.close()
+
+
+def begin(run: RunDirectory, job: str, gpu: str = OURS, *, page: bool = True) -> JobDirectory:
+    """Make the directory of an attempt as the executor does."""
+    directory = run.job(Attempt(tenant="default", job=job, attempt=1))
+    order = JobOrder(gate=Gate(state=GateState.OPEN, budget_permille=1000), phase=JobPhase.RUN)
+    JobControlWriter(directory, JobLimits(gpu=gpu, quota_bytes=None), order).close()
+    if page:
+        JobPage.create(directory, gpu=gpu)
+    return directory
+
+
+def names(jobs: OfflineJobs) -> list[str]:
+    return sorted(job.name for job in jobs.look(time.time_ns()))
+
+
+def test_jobs_of_this_gpu_come_and_go_and_those_of_others_are_none_of_ours(
+    run: RunDirectory, jobs: OfflineJobs
+) -> None:
+    assert names(jobs) == []
+    first, second = begin(run, "first"), begin(run, "second")
+    begin(run, "elsewhere", OTHER)
+    assert names(jobs) == [first.name, second.name]
+    first.remove()
+    assert names(jobs) == [second.name]
+
+
+def test_a_job_that_comes_right_after_a_look_is_seen_by_the_next(run: RunDirectory, jobs: OfflineJobs) -> None:
+    for number in range(50):  # within one tick of the clock that stamps directories
+        begin(run, f"job-{number}")
+        assert len(names(jobs)) == number + 1
+
+
+def test_a_job_whose_page_is_not_there_yet_is_looked_for_again(run: RunDirectory, jobs: OfflineJobs) -> None:
+    directory = begin(run, "late", page=False)
+    assert names(jobs) == []
+    JobPage.create(directory, gpu=OURS)
+    assert names(jobs) == [directory.name]
+
+
+def test_a_job_page_that_was_cut_counts_as_idle(run: RunDirectory, jobs: OfflineJobs) -> None:
+    directory = begin(run, "cut")
+    assert names(jobs) == [directory.name]
+    os.truncate(directory.job_page, 100)
+    (job,) = jobs.look(time.time_ns())
+    assert (job.usage.busy_ns, job.usage.processes, job.pids) == (0, (), ())
+
+
+def test_a_control_page_that_is_garbage_belongs_to_no_gpu(run: RunDirectory, jobs: OfflineJobs) -> None:
+    directory = run.job(Attempt(tenant="default", job="garbage", attempt=1))
+    directory.create()
+    directory.control_page.write_bytes(b"x" * 4096)
+    JobPage.create(directory, gpu=OURS)
+    assert names(jobs) == []
+
+
+def test_a_node_without_a_run_directory_has_no_jobs(tmp_path: Path) -> None:
+    assert OfflineJobs(RunDirectory(tmp_path / "none"), OURS).look(time.time_ns()) == ()
