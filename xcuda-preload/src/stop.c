@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "symbols.h"
 #include "visibility.h"
 #include "warden.h"
@@ -93,13 +94,25 @@ void stop_let_through(int number) {
     }
 }
 
+/* A program that sends itself a signal expects that nothing of it runs behind that. Were this
+ * thread in the driver after all, the drain would wait for it: hence not for ever. */
+#define SELF_PATIENCE_NS INT64_C(2000000000)
+
+static void wait_for_the_end(void) {
+    for (int64_t waited_ns = 0; waited_ns < SELF_PATIENCE_NS; waited_ns += 1000000)
+        clock_doze(1000000);
+}
+
 /* Returns to the program, whose threads may be in the driver, where the warden must not find them
  * asleep. Another process with this handler is a child that has not called exec yet. */
-static void on_stop(int number) {
+static void on_stop(int number, siginfo_t *info, void *context) {
+    (void)context;
     int before = errno;
     if (getpid() != atomic_load(&process) || !warden_stop_by(number)) {
         set_default(number);
         syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), number); /* blocked until we return */
+    } else if (info->si_pid == getpid()) {
+        wait_for_the_end();
     }
     errno = before;
 }
@@ -107,7 +120,8 @@ static void on_stop(int number) {
 /* SA_ONSTACK: some programs have stacks too small for a handler. SA_RESTART: the program, which
  * would be dead by now, shall not see that a signal came. */
 static void take(struct disposition *disposition, const struct sigaction *believed) {
-    struct sigaction action = {.sa_handler = on_stop, .sa_flags = SA_RESTART | SA_ONSTACK};
+    struct sigaction action = {.sa_sigaction = on_stop,
+                               .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
     sigemptyset(&action.sa_mask);
     if (real_sigaction(disposition->number, &action, NULL) == 0) {
         disposition->ours = true;

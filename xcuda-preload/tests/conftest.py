@@ -127,6 +127,15 @@ class Node:
         usage = self.usage()
         return next((slot for slot in (*usage.processes, *usage.ended) if slot.pid == pid), None)
 
+    def slot_that(self, pid: int, right: Callable[[ProcessSlot], object]) -> ProcessSlot:
+        """Waits until what the process says is right, and returns it."""
+
+        def found() -> list[ProcessSlot]:
+            slot = self.slot(pid)
+            return [slot] if slot is not None and right(slot) else []
+
+        return self.eventually(found)[0]
+
     def launches(self, pid: int) -> int:
         slot = self.slot(pid)
         return slot.launches if slot else 0
