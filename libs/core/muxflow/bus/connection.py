@@ -35,6 +35,23 @@ _LOOK_S: Final = 0.25
 _CLOSE_S: Final = 2.0
 
 
+class _Client(Client):
+    """nats-py's client, whose reader outlives an answer that nobody waits for any more."""
+
+    async def _process_pong(self) -> None:
+        # A cancelled or late flush leaves its future in the line, since its PONG still comes. nats-py sets the result
+        # of a future that is done, takes the error for a broken connection, and ends its reader while it goes on to
+        # call itself connected.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+    @property
+    def reads(self) -> bool:
+        """Whether its reader still runs; without it nothing is received, and nothing says so."""
+        return self._reading_task is not None and not self._reading_task.done()
+
+
 class Interest:
     """A subscription that outlives connections."""
 
@@ -218,13 +235,13 @@ class Connection:
             self._tell(connected=False)
             self._spawn(_drop(client))
 
-    async def _connect(self) -> Client:
+    async def _connect(self) -> _Client:
         """Try one server after the other; one line of warning for each new reason."""
         wait_s = self.settings.reconnect_wait_s
         began = time.monotonic()
         while True:
             server = next(self._servers)
-            client = Client()
+            client = _Client()
             self._lost = asyncio.Event()
             failures: list[Exception] = []
             try:
@@ -271,7 +288,7 @@ class Connection:
                 pending_size=8 << 20,
             )
 
-    async def _watch(self, client: Client) -> str:
+    async def _watch(self, client: _Client) -> str:
         """Return, with the reason, when the connection is lost or has been silent for too long."""
         settings = self.settings
         received = -1
@@ -280,6 +297,8 @@ class Connection:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
                     await self._lost.wait()
+            if not client.reads and not self._lost.is_set():
+                return "the client reads no more"
             if self._lost.is_set() or time.monotonic() - checked < settings.ping_interval_s:
                 continue
             checked = time.monotonic()

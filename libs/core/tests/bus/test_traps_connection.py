@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from structlog.testing import capture_logs
@@ -187,3 +188,26 @@ async def test_a_subscription_that_is_given_up_before_it_is_confirmed_does_not_b
     await bus.publish_live(TELEMETRY, NodeTelemetry(node="n", gpus=()), node="n")
     await until(lambda: got == ["n"])
     assert states == []
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_does_not_end_the_reader(bus: Bus) -> None:
+    states: list[bool] = []
+    bus.connection.on_state(states.append)
+    flushing = asyncio.ensure_future(bus.connection.client.flush())
+    await asyncio.sleep(0)
+    flushing.cancel()
+    await asyncio.wait((flushing,))
+    got: list[str] = []
+    await bus.subscribe(TELEMETRY, lambda message: got.append(message.names["node"]))
+    await bus.publish_live(TELEMETRY, NodeTelemetry(node="n", gpus=()), node="n")
+    await until(lambda: got == ["n"])
+    assert states == []
+
+
+async def test_a_client_whose_reader_has_ended_is_replaced(bus: Bus) -> None:
+    states: list[bool] = []
+    bus.connection.on_state(states.append)
+    client: Any = bus.connection.client
+    client._reading_task.cancel()
+    await until(lambda: states == [False, True])
+    assert bus.connection.client is not client
