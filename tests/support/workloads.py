@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
+import pytest
 
 WORKLOADS = Path(__file__).parents[2] / "examples/workloads"
 SECOND_NS = 1_000_000_000
@@ -75,6 +76,11 @@ class OnlineService:
         assert self._process.returncode == 0, errors
         return self.requests()
 
+    def end(self) -> None:
+        """End it now, in order."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.communicate(timeout=20)
+
     def requests(self) -> list[Request]:
         """Read what it has noted so far."""
         lines = self._log.read_bytes().splitlines(keepends=True)
@@ -114,10 +120,10 @@ def offline_job(name: str, *, batches: int, memory: str = "2GiB", **options: int
     )
 
 
-def until(look: object, seconds: float, what: str) -> None:
+def until(look: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
     """Wait for something that only asking again and again can see."""
-    assert callable(look)
     deadline = time.monotonic() + seconds
     while not look():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.02)

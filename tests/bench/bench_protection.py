@@ -1,0 +1,317 @@
+"""Measures how well a device is protected; prints one JSON object. Simulated GPUs: regression bounds, not claims.
+
+The whole of MuxFlow runs in every phase; online load is open-loop and bursty, with the same times in every phase of a
+round. A round is: the online service alone, beside a protected offline job, alone again (the noise floor), and beside
+the same job unprotected (an MPS client that may use the whole device, without xCUDA and unknown to the executor).
+
+- ``online_p99_ratio``: p99 of the online latency protected / alone; median over rounds, ``…_low``/``…_high`` its 95%
+  interval. ``alone_p99_ratio``: alone / alone. ``online_p99_ratio_unprotected``: unprotected / alone.
+- ``offline_share``: what the protected job got done / what it would have, running alone in exactly the online side's
+  idle device time. ``offline_share_unprotected``: the same without protection.
+- ``burst_to_stop_ms_p99``: first online launch of a burst → end of the last offline kernel before it stops; null where
+  bursts only slow it. ``bursts`` and ``bursts_stopped`` say how many there were.
+- ``recover_ms_p99``: last online kernel of a burst → offline work back at 90% of its rate before.
+- ``freeze_ms_p99``: the state machine decides to freeze → the last offline kernel ends.
+- ``evict_alert_ms_p99``, ``evict_total_ms_p99``: that decision → a subscriber has the alert; → the offline process is
+  gone. Measured with ``evict_after_s = 0``, so that the decision to freeze is the one to evict.
+- ``monitor_cpu_pct``, ``monitor_rss_mb``: the monitor with 8 idle GPUs at 10 Hz; per cent of one core, and its memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+
+import protection_figures as figures
+from muxflow.contracts import DeviceCondition, JobState
+from muxflow_simgpu import Operation, SimulatedMachine
+from protected_machine import ProtectedMachine
+from workloads import WORKLOADS, OnlineService, Request, lost, percentile, until
+
+SECOND_NS = 1_000_000_000
+BURSTY = (5.0, 5.0, 120.0, 120.0, 5.0, 5.0, 5.0, 5.0, 150.0, 5.0)
+"""Requests per second, second by second: a low load, and bursts that use a quarter to a third of the device."""
+REQUEST = {"kernels": 4, "kernel_us": 500, "blocks": 432}
+JOB = {"kernels": 20, "kernel_us": 500, "blocks": 4096, "save_every": 0}
+FOREVER = 10**7
+
+
+class Log:
+    """Keeps what the device's own log would forget."""
+
+    def __init__(self, machine: SimulatedMachine, index: int = 0) -> None:
+        self._machine = machine
+        self._index = index
+        self._operations: list[Operation] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        last = False
+        while not last:
+            last = self._ended.wait(1.0)
+            after = self._operations[-1].number if self._operations else 0
+            self._operations.extend(self._machine.operations(self._index, after=after))
+
+    def close(self) -> list[Operation]:
+        """Give everything that has ended by now."""
+        self._ended.set()
+        self._thread.join()
+        return self._operations
+
+
+@contextmanager
+def machine(*kinds: str, **settings: float) -> Iterator[ProtectedMachine]:
+    """Run MuxFlow on simulated GPUs for a while."""
+    root = Path(tempfile.mkdtemp(prefix="muxflow-bench-"))
+    node = ProtectedMachine(root / "state")
+    try:
+        node.simulate(*kinds, policy=None, **settings)
+        node.environment()
+        yield node
+    finally:
+        node.stop()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """What one phase gave."""
+
+    requests: list[Request]
+    operations: list[Operation]
+    online: int
+    """Process id of the online service."""
+    offline: set[int]
+    begin_ns: int
+    end_ns: int
+
+    @property
+    def p99_ms(self) -> float:
+        return percentile((request.latency_ms for request in self.requests), 99)
+
+    @property
+    def share(self) -> float:
+        return figures.offline_share(
+            self.operations,
+            online={self.online},
+            offline=self.offline,
+            start_ns=self.begin_ns,
+            end_ns=self.end_ns,
+        )
+
+    def bursts(self) -> list[figures.Burst]:
+        """The bursts that are worth the name: single requests are none."""
+        found = figures.bursts(self.operations, {self.online}, self.end_ns)
+        return [each for each in found if each.last_end_ns - each.first_launch_ns > SECOND_NS // 2]
+
+
+def observe(node: ProtectedMachine, seconds: float, seed: int, offline: Callable[[], set[int]] = set) -> Phase:
+    """Serve the load once. `offline` tells, at the end, which processes were offline ones."""
+    log = Log(node.gpus)
+    service: OnlineService = node.online(rates_per_s=BURSTY, seconds=seconds, seed=seed, **REQUEST)
+    requests = service.finish()
+    end_ns = time.monotonic_ns()
+    pids = offline()
+    return Phase(requests, log.close(), service.pid, pids, service.begin_ns, end_ns)
+
+
+def protected(node: ProtectedMachine, name: str, seconds: float, seed: int) -> Phase:
+    node.submit(name, batches=FOREVER, **JOB)
+    node.running_pid(name)
+
+    def pids() -> set[int]:
+        started = node.portal.events("runs.started")
+        return {each.event.pid for each in started if each.names["job"] == name}
+
+    phase = observe(node, seconds, seed, pids)
+    node.portal.cancel(name)
+    node.wait_job(name, lambda job: job.state is JobState.CANCELLED, 30, "is cancelled")
+    node.wait_state(DeviceCondition.HEALTHY, 60)
+    return phase
+
+
+def unprotected(node: ProtectedMachine, seconds: float, seed: int) -> Phase:
+    command = [sys.executable, str(WORKLOADS / "offline_job.py"), "--batches", str(FOREVER)]
+    command += [word for key, value in JOB.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    env = {**os.environ, **node.environment()}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            phase = observe(node, seconds, seed, lambda: {process.pid})
+        finally:
+            process.terminate()
+    until(lambda: not node.gpus.clients(0), 30, "the device is free")
+    node.wait_state(DeviceCondition.HEALTHY, 120)
+    return phase
+
+
+def rounds(kind: str, count: int, seconds: float) -> dict[str, Any]:
+    """Measure latency and throughput."""
+    ratios: dict[str, list[float]] = {"protected": [], "alone": [], "unprotected": []}
+    shares, bare_shares, stops, recoveries = [], [], [], []
+    bursts = requests = missed = missed_bare = 0
+    with machine(kind) as node:
+        for number in range(count):
+            alone = observe(node, seconds, seed=number)
+            beside = protected(node, f"job-{number}", seconds, seed=number)
+            again = observe(node, seconds, seed=number)
+            bare = unprotected(node, seconds, seed=number)
+            ratios["protected"].append(beside.p99_ms / alone.p99_ms)
+            ratios["alone"].append(again.p99_ms / alone.p99_ms)
+            ratios["unprotected"].append(bare.p99_ms / alone.p99_ms)
+            shares.append(beside.share)
+            bare_shares.append(bare.share)
+            found = beside.bursts()
+            bursts += len(found)
+            stops += [figures.stop_ms(each, beside.operations, beside.offline) for each in found]
+            recoveries += [figures.recover_ms(each, beside.operations, beside.offline) for each in found]
+            requests += len(beside.requests)
+            missed += len(lost(beside.requests))
+            missed_bare += len(lost(bare.requests))
+            print(
+                f"round {number + 1} of {count}: p99 alone {alone.p99_ms:.2f} ms, protected {beside.p99_ms:.2f} ms, "
+                f"alone {again.p99_ms:.2f} ms, unprotected {bare.p99_ms:.2f} ms; offline share {beside.share:.2f}",
+                file=sys.stderr,
+                flush=True,
+            )
+    online, noise = (figures.median_interval(ratios[each]) for each in ("protected", "alone"))
+    return {
+        "online_p99_ratio": round(online.median, 3),
+        "online_p99_ratio_low": round(online.low, 3),
+        "online_p99_ratio_high": round(online.high, 3),
+        "alone_p99_ratio": round(noise.median, 3),
+        "alone_p99_ratio_low": round(noise.low, 3),
+        "alone_p99_ratio_high": round(noise.high, 3),
+        "online_p99_ratio_unprotected": round(statistics.median(ratios["unprotected"]), 3),
+        "offline_share": round(statistics.median(shares), 3),
+        "offline_share_unprotected": round(statistics.median(bare_shares), 3),
+        "online_requests": requests,
+        "online_requests_lost": missed,
+        "online_requests_lost_unprotected": missed_bare,
+        "bursts": bursts,
+        "bursts_stopped": sum(each is not None for each in stops),
+        "burst_to_stop_ms_p99": _p99(stops),
+        "bursts_recovered": sum(each is not None for each in recoveries),
+        "recover_ms_p99": _p99(recoveries),
+    }
+
+
+class Eviction(msgspec.Struct, frozen=True):
+    """Times of one eviction, from the decision to freeze, in milliseconds."""
+
+    frozen_ms: float
+    alert_ms: float
+    gone_ms: float
+
+
+def eviction(node: ProtectedMachine, received: list[tuple[int, Any]]) -> Eviction:
+    """Have the online side need the whole device while a job runs there, and see what becomes of the job."""
+    pid = node.running_pid("victim")
+    until(lambda: node.busy_share({pid}, 0.1) > 0.1, 20, "it uses the GPU")
+    log = Log(node.gpus)
+    heard = len(received)
+    service = node.online(rates_per_s=(400.0,), seconds=2.5, kernels=1, kernel_us=3000, blocks=4096)
+    until(lambda: len(received) >= heard + 2, 30, "both alerts")
+    decided_ns = [each for each in node.story() if each.state is DeviceCondition.OVERLIMIT][-1].since_ns
+    service.finish()
+    clocks_ns = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
+    frozen_ns = figures.stopped_ns(log.close(), {pid}, after_ns=decided_ns - clocks_ns) + clocks_ns
+    (first_ns, first), (_, last) = received[heard : heard + 2]
+    node.wait_state(DeviceCondition.HEALTHY, 30)
+    return Eviction(
+        frozen_ms=(frozen_ns - decided_ns) / figures.MILLISECOND_NS,
+        alert_ms=(first_ns - decided_ns) / figures.MILLISECOND_NS,
+        gone_ms=last.total_ms + (first.decided_ns - decided_ns) / figures.MILLISECOND_NS,
+    )
+
+
+def evictions(kind: str, count: int) -> dict[str, Any]:
+    """Measure freezes and evictions, one after the other."""
+    settings = {
+        "monitor__policy__overlimit_after_s": 0.2,
+        "monitor__policy__settle_s": 0.2,
+        "monitor__policy__readmit_s": 0.3,
+        "monitor__policy__readmit_longest_s": 0.3,
+        "evictor__policy__evict_after_s": 0.0,
+        "scheduler__sm_share__lowest_pct": 30,
+    }
+    found = []
+    with machine(kind, **settings) as node, node.portal.listen("alerts.eviction") as received:
+        node.submit("victim", batches=FOREVER, **JOB)
+        for number in range(count):
+            found.append(eviction(node, received))
+            print(f"eviction {number + 1} of {count}: {found[-1]}", file=sys.stderr, flush=True)
+    return {
+        "evictions": count,
+        "freeze_ms_p99": _p99([each.frozen_ms for each in found]),
+        "evict_alert_ms_p99": _p99([each.alert_ms for each in found]),
+        "evict_total_ms_p99": _p99([each.gone_ms for each in found]),
+    }
+
+
+def monitor(kind: str, seconds: float) -> dict[str, Any]:
+    """Measure what the monitor costs."""
+    with machine(*[kind] * 8) as node:
+        pid = node.pid("monitor")
+        begin_s, begin_ticks = time.monotonic(), _cpu_ticks(pid)
+        time.sleep(seconds)  # what is measured is the time that passes
+        used_s = (_cpu_ticks(pid) - begin_ticks) / os.sysconf("SC_CLK_TCK")
+        share = used_s / (time.monotonic() - begin_s)
+        rss_kib = int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+    return {"monitor_cpu_pct": round(100 * share, 2), "monitor_rss_mb": round(rss_kib * 1024 / 1e6, 1)}
+
+
+def _cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def _p99(values: list[float | None] | list[float]) -> float | None:
+    known = [each for each in values if each is not None]
+    return round(percentile(known, 99), 2) if known else None
+
+
+def main() -> None:
+    """Measure, and print one JSON object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", default="A100", help="kind of the simulated GPU")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of four phases")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of a phase")
+    parser.add_argument("--evictions", type=int, default=20)
+    parser.add_argument("--monitor-seconds", type=float, default=20.0)
+    options = parser.parse_args()
+    print(
+        json.dumps(
+            {
+                "simulated": True,
+                "kind": options.kind,
+                "rounds": options.rounds,
+                "phase_s": options.seconds,
+                **rounds(options.kind, options.rounds, options.seconds),
+                **evictions(options.kind, options.evictions),
+                **monitor(options.kind, options.monitor_seconds),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
