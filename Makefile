@@ -10,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := node,control,sim,dev
 C_ROOMS := $(patsubst %/Makefile,%,$(wildcard xcuda-preload/Makefile libs/*/Makefile))
-ROOM_TESTS := $(sort $(patsubst %/,%,$(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py))))
+ROOM_TESTS := $(sort $(patsubst %/,%,$(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py xcuda-preload/tests/*.py))))
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 # Prints the first python that is new enough and can make a virtual environment. Running each
 # one matters: a name on the PATH may be a shim that leads nowhere.
@@ -34,7 +35,7 @@ endef
 help: ## show this list
 	@grep -E '^[a-z][a-z-]*:.*## ' $(firstword $(MAKEFILE_LIST)) \
 		| sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
-		| while IFS=$$'\t' read -r target text; do printf '  make %-10s  %s\n' "$$target" "$$text"; done
+		| while IFS=$$'\t' read -r target text; do printf '  make %-16s  %s\n' "$$target" "$$text"; done
 	@echo
 	@echo '  More for the test runner: make test PYTEST_ARGS="-k lease -x"'
 
@@ -89,11 +90,15 @@ schemas: setup ## write schemas/ anew from the contracts
 	@$(BIN)/python -m muxflow.contracts.export
 
 .PHONY: bench
-bench: bench-bus ## run all benchmarks
+bench: bench-bus bench-protection ## run all benchmarks
 
 .PHONY: bench-bus
 bench-bus: setup ## measure the bus
 	@$(BIN)/python tests/bench/bench_bus.py
+
+.PHONY: bench-protection
+bench-protection: setup ## measure how well a device is protected
+	@$(BIN)/python tests/bench/bench_protection.py $(BENCH_ARGS)
 
 .PHONY: clean
 clean: ## remove what the other targets made

@@ -11,9 +11,11 @@ the same job unprotected (an MPS client that may use the whole device, without x
 - ``burst_to_stop_ms_p99``: first online launch of a burst → end of the last offline kernel before it stops; null where
   bursts only slow it. ``bursts`` and ``bursts_stopped`` say how many there were.
 - ``recover_ms_p99``: last online kernel of a burst → offline work back at 90% of its rate before.
-- ``freeze_ms_p99``: the state machine decides to freeze → the last offline kernel ends.
+- ``freeze_ms_p99``: the state machine decides to freeze → the last offline kernel ends; in hard Overlimit (memory
+  exhausted), with the job at full speed. ``evict_hard_total_ms_p99``: that decision → the offline process is gone.
 - ``evict_alert_ms_p99``, ``evict_total_ms_p99``: that decision → a subscriber has the alert; → the offline process is
-  gone. Measured with ``evict_after_s = 0``, so that the decision to freeze is the one to evict.
+  gone. Measured with ``evict_after_s = 0``, so that the decision to freeze is the one to evict, on a job that saves its
+  state first: a batch of 20 kernels of 0.5 ms at the trickle of 50 ‰, on 30% of the SMs.
 - ``monitor_cpu_pct``, ``monitor_rss_mb``: the monitor with 8 idle GPUs at 10 Hz; per cent of one core, and its memory.
 """
 
@@ -117,9 +119,7 @@ class Phase(msgspec.Struct, frozen=True):
         )
 
     def bursts(self) -> list[figures.Burst]:
-        """The bursts that are worth the name: single requests are none."""
-        found = figures.bursts(self.operations, {self.online}, self.end_ns)
-        return [each for each in found if each.last_end_ns - each.first_launch_ns > SECOND_NS // 2]
+        return figures.bursts(self.operations, {self.online}, self.end_ns)
 
 
 def observe(node: ProtectedMachine, seconds: float, seed: int, offline: Callable[[], set[int]] = set) -> Phase:
@@ -214,57 +214,108 @@ def rounds(kind: str, count: int, seconds: float) -> dict[str, Any]:
     }
 
 
-class Eviction(msgspec.Struct, frozen=True):
-    """Times of one eviction, from the decision to freeze, in milliseconds."""
+QUICK = {
+    "monitor__policy__overlimit_after_s": 0.2,
+    "monitor__policy__settle_s": 0.2,
+    "monitor__policy__readmit_s": 0.3,
+    "monitor__policy__readmit_longest_s": 0.3,
+    "scheduler__sm_share__lowest_pct": 30,
+}
+"""What only makes one freeze after the other wait is short."""
 
-    frozen_ms: float
-    alert_ms: float
-    gone_ms: float
+
+def uses_gpu(node: ProtectedMachine, pid: int, share: float) -> None:
+    """Wait until a process uses more than this share of the GPU's time."""
+    until(lambda: node.busy_share({pid}, 0.2) > share, 20, "it uses the GPU")
 
 
-def eviction(node: ProtectedMachine, received: list[tuple[int, Any]]) -> Eviction:
-    """Have the online side need the whole device while a job runs there, and see what becomes of the job."""
-    pid = node.running_pid("victim")
-    until(lambda: node.busy_share({pid}, 0.1) > 0.1, 20, "it uses the GPU")
-    log = Log(node.gpus)
-    heard = len(received)
-    service = node.online(rates_per_s=(400.0,), seconds=2.5, kernels=1, kernel_us=3000, blocks=4096)
-    until(lambda: len(received) >= heard + 2, 30, "both alerts")
-    decided_ns = [each for each in node.story() if each.state is DeviceCondition.OVERLIMIT][-1].since_ns
-    service.finish()
-    clocks_ns = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
-    frozen_ns = figures.stopped_ns(log.close(), {pid}, after_ns=decided_ns - clocks_ns) + clocks_ns
-    (first_ns, first), (_, last) = received[heard : heard + 2]
-    node.wait_state(DeviceCondition.HEALTHY, 30)
-    return Eviction(
-        frozen_ms=(frozen_ns - decided_ns) / figures.MILLISECOND_NS,
-        alert_ms=(first_ns - decided_ns) / figures.MILLISECOND_NS,
-        gone_ms=last.total_ms + (first.decided_ns - decided_ns) / figures.MILLISECOND_NS,
-    )
+def overload(node: ProtectedMachine, pid: int) -> OnlineService:
+    """Have the online side need the whole device, once the job uses it."""
+    uses_gpu(node, pid, 0.1)
+    return node.online(rates_per_s=(400.0,), seconds=2.0, kernels=1, kernel_us=3000, blocks=4096)
+
+
+def decided_ns(node: ProtectedMachine, count: int) -> int:
+    """Wait for the device's next Overlimit; gives when it was decided (UTC)."""
+    found: list[int] = []
+
+    def look() -> bool:
+        found[:] = [each.since_ns for each in node.story() if each.state is DeviceCondition.OVERLIMIT]
+        return len(found) > count
+
+    until(look, 30, "Overlimit")
+    return found[-1]
+
+
+HOARD = """
+import ctypes, sys
+from cuda_driver import Driver, Gpu
+driver = Driver()
+gpu = Gpu(driver)
+free, total = ctypes.c_size_t(), ctypes.c_size_t()
+driver.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+gpu.allocate(free.value - (64 << 20))
+print("full", flush=True)
+sys.stdin.read()
+gpu.close()
+"""
+"""An online program that takes nearly all memory that is left, until its standard input ends."""
+
+
+def freezes(kind: str, count: int) -> dict[str, Any]:
+    """Measure freezes of a job at full speed: the online side takes the last memory, which is hard Overlimit."""
+    frozen, gone = [], []
+    with machine(kind, **QUICK) as node, node.portal.listen("alerts.eviction") as received:
+        node.submit("frozen", batches=FOREVER, **JOB)
+        clocks_ns = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
+        env = {**os.environ, **node.environment(), "PYTHONPATH": str(WORKLOADS)}
+        for number in range(count):
+            pid = node.running_pid("frozen")
+            uses_gpu(node, pid, 0.6)
+            log = Log(node.gpus)
+            with subprocess.Popen(
+                [sys.executable, "-c", HOARD], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ) as hoarder:
+                at_ns = decided_ns(node, number) - clocks_ns
+                until(lambda: len(received) >= 2, 30, "both alerts")
+            (_, first), (_, last) = received
+            received.clear()
+            frozen.append((figures.stopped_ns(log.close(), {pid}, after_ns=at_ns) - at_ns) / figures.MILLISECOND_NS)
+            gone.append(last.total_ms + (first.decided_ns - clocks_ns - at_ns) / figures.MILLISECOND_NS)
+            assert hoarder.returncode == 0
+            print(
+                f"freeze {number + 1} of {count}: {frozen[-1]:.2f} ms, gone {gone[-1]:.1f} ms",
+                file=sys.stderr,
+                flush=True,
+            )
+            node.wait_state(DeviceCondition.HEALTHY, 30)
+    return {"freezes": count, "freeze_ms_p99": _p99(frozen), "evict_hard_total_ms_p99": _p99(gone)}
 
 
 def evictions(kind: str, count: int) -> dict[str, Any]:
-    """Measure freezes and evictions, one after the other."""
-    settings = {
-        "monitor__policy__overlimit_after_s": 0.2,
-        "monitor__policy__settle_s": 0.2,
-        "monitor__policy__readmit_s": 0.3,
-        "monitor__policy__readmit_longest_s": 0.3,
-        "evictor__policy__evict_after_s": 0.0,
-        "scheduler__sm_share__lowest_pct": 30,
-    }
-    found = []
-    with machine(kind, **settings) as node, node.portal.listen("alerts.eviction") as received:
+    """Measure evictions, one after the other, of a job that saves its state."""
+    alerts, totals = [], []
+    with (
+        machine(kind, evictor__policy__evict_after_s=0.0, **QUICK) as node,
+        node.portal.listen("alerts.eviction") as received,
+    ):
         node.submit("victim", batches=FOREVER, **JOB)
         for number in range(count):
-            found.append(eviction(node, received))
-            print(f"eviction {number + 1} of {count}: {found[-1]}", file=sys.stderr, flush=True)
-    return {
-        "evictions": count,
-        "freeze_ms_p99": _p99([each.frozen_ms for each in found]),
-        "evict_alert_ms_p99": _p99([each.alert_ms for each in found]),
-        "evict_total_ms_p99": _p99([each.gone_ms for each in found]),
-    }
+            service = overload(node, node.running_pid("victim"))
+            at_ns = decided_ns(node, number)
+            until(lambda: len(received) >= 2, 30, "both alerts")
+            service.finish()
+            (first_ns, first), (_, last) = received
+            received.clear()
+            alerts.append((first_ns - at_ns) / figures.MILLISECOND_NS)
+            totals.append(last.total_ms + (first.decided_ns - at_ns) / figures.MILLISECOND_NS)
+            print(
+                f"eviction {number + 1} of {count}: alert {alerts[-1]:.1f} ms, gone {totals[-1]:.1f} ms",
+                file=sys.stderr,
+                flush=True,
+            )
+            node.wait_state(DeviceCondition.HEALTHY, 30)
+    return {"evictions": count, "evict_alert_ms_p99": _p99(alerts), "evict_total_ms_p99": _p99(totals)}
 
 
 def monitor(kind: str, seconds: float) -> dict[str, Any]:
@@ -295,7 +346,7 @@ def main() -> None:
     parser.add_argument("--kind", default="A100", help="kind of the simulated GPU")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of four phases")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a phase")
-    parser.add_argument("--evictions", type=int, default=20)
+    parser.add_argument("--evictions", type=int, default=20, help="evictions, and freezes without one")
     parser.add_argument("--monitor-seconds", type=float, default=20.0)
     options = parser.parse_args()
     print(
@@ -306,6 +357,7 @@ def main() -> None:
                 "rounds": options.rounds,
                 "phase_s": options.seconds,
                 **rounds(options.kind, options.rounds, options.seconds),
+                **freezes(options.kind, options.evictions),
                 **evictions(options.kind, options.evictions),
                 **monitor(options.kind, options.monitor_seconds),
             }

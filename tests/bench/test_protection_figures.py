@@ -48,24 +48,24 @@ def test_a_job_that_is_slowed_beside_the_online_side_counts_by_what_it_got_done(
     assert share == pytest.approx(0.5)
 
 
-def test_bursts_are_parted_by_quiet() -> None:
-    log = [*steady(ONLINE, 0, 100), *steady(ONLINE, 150, 200), *steady(ONLINE, 600, 700)]
+def test_bursts_are_parted_by_quiet_and_single_requests_are_none() -> None:
+    log = [*steady(ONLINE, 0, 400), *steady(ONLINE, 450, 600), *steady(ONLINE, 800, 803), *steady(ONLINE, 1000, 1600)]
     found = figures.bursts(log, {ONLINE}, 2000 * MS)
-    assert found == [figures.Burst(0, 200 * MS, 600 * MS), figures.Burst(600 * MS, 700 * MS, 2000 * MS)]
+    assert found == [figures.Burst(0, 600 * MS, 1000 * MS), figures.Burst(1000 * MS, 1600 * MS, 2000 * MS)]
 
 
 def test_the_stop_is_the_end_of_the_last_offline_kernel_in_a_burst() -> None:
-    log = [*steady(OFFLINE, 0, 540), *steady(ONLINE, 500, 900), *steady(OFFLINE, 950, 1400)]
-    (burst,) = figures.bursts(log, {ONLINE}, 1400 * MS)
+    log = [*steady(OFFLINE, 0, 540), *steady(ONLINE, 500, 1100), *steady(OFFLINE, 1150, 1600)]
+    (burst,) = figures.bursts(log, {ONLINE}, 1600 * MS)
     assert figures.stop_ms(burst, log, {OFFLINE}) == pytest.approx(40)
     assert figures.recover_ms(burst, log, {OFFLINE}) == pytest.approx(40, abs=5)
 
 
 def test_what_never_stopped_or_never_came_back_has_no_figure() -> None:
-    slowed = [*steady(OFFLINE, 0, 1000), *steady(ONLINE, 500, 900)]
-    (burst,) = figures.bursts(slowed, {ONLINE}, 1000 * MS)
+    slowed = [*steady(OFFLINE, 0, 1200), *steady(ONLINE, 500, 1100)]
+    (burst,) = figures.bursts(slowed, {ONLINE}, 1200 * MS)
     assert figures.stop_ms(burst, slowed, {OFFLINE}) is None
-    gone = [*steady(OFFLINE, 0, 540), *steady(ONLINE, 500, 900)]
+    gone = [*steady(OFFLINE, 0, 540), *steady(ONLINE, 500, 1100)]
     (burst,) = figures.bursts(gone, {ONLINE}, 2000 * MS)
     assert figures.recover_ms(burst, gone, {OFFLINE}) is None
 

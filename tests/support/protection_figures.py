@@ -14,8 +14,10 @@ import msgspec
 from muxflow_simgpu import KERNELS, Operation, device_busy, idle, total_ns
 
 MILLISECOND_NS = 1_000_000
-QUIET_NS = 300 * MILLISECOND_NS
+QUIET_NS = 100 * MILLISECOND_NS
 """An online side that launches nothing for this long is between bursts."""
+BURST_NS = 500 * MILLISECOND_NS
+"""What is shorter is a request or two, and no burst."""
 STOPPED_NS = 50 * MILLISECOND_NS
 """Offline work that runs nothing for this long has been stopped."""
 NEVER_NS = 2**63
@@ -60,20 +62,16 @@ def offline_share(
 
 
 def bursts(operations: Sequence[Operation], online: Collection[int], end_ns: int) -> list[Burst]:
-    """Find the bursts: online work with less than `QUIET_NS` between one end and the next launch."""
-    found: list[Burst] = []
-    first = last = None
+    """Find the bursts: online work for at least `BURST_NS`, without a pause of `QUIET_NS`."""
+    spans: list[tuple[int, int]] = []
     for each in kernels(operations, online):
-        if last is None or first is None:
-            first, last = each.enqueued_ns, each.ended_ns
-        elif each.enqueued_ns - last >= QUIET_NS:
-            found.append(Burst(first, last, each.enqueued_ns))
-            first, last = each.enqueued_ns, each.ended_ns
+        if spans and each.enqueued_ns - spans[-1][1] < QUIET_NS:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], each.ended_ns))
         else:
-            last = max(last, each.ended_ns)
-    if first is not None and last is not None:
-        found.append(Burst(first, last, end_ns))
-    return found
+            spans.append((each.enqueued_ns, each.ended_ns))
+    found = [span for span in spans if span[1] - span[0] >= BURST_NS]
+    ends_ns = [first_ns for first_ns, _ in found[1:]] + [end_ns]
+    return [Burst(first_ns, last_ns, quiet_ns) for (first_ns, last_ns), quiet_ns in zip(found, ends_ns, strict=True)]
 
 
 def stop_ms(burst: Burst, operations: Sequence[Operation], offline: Collection[int]) -> float | None:

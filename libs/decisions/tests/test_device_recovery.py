@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 import pytest
 
 from muxflow_decisions.device import (
@@ -30,15 +32,15 @@ def after(*stimuli: Stimulus, readings: dict[str, float] | None = None, seconds:
         memory = advance(memory, stimulus, now_ns=now_ns, policy=POLICY).memory
     for _ in range(round(10 * seconds)):
         now_ns += SECOND // 10
-        read = Readings(
-            **{
-                "now_ns": now_ns,
-                "online_present": True,
-                "online_activity_pct": 10.0,
-                "memory_used_bytes": GIB,
-                "memory_total_bytes": 16 * GIB,
-                **(readings or {}),
-            }
+        read = msgspec.structs.replace(
+            Readings(
+                now_ns=now_ns,
+                online_present=True,
+                online_activity_pct=10.0,
+                memory_used_bytes=GIB,
+                memory_total_bytes=16 * GIB,
+            ),
+            **(readings or {}),
         )
         memory = advance(memory, Read(readings=read), now_ns=now_ns, policy=POLICY).memory
     return recovery(memory, POLICY)
