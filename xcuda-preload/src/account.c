@@ -7,6 +7,7 @@
 
 struct account account;
 static struct budget budget;
+static struct budget_shares shares;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 void account_lock(void) {
@@ -62,16 +63,29 @@ int64_t account_widen(int64_t window_ns) {
     return (int64_t)((double)window_ns * times);
 }
 
-int64_t account_budget_wait_ns(int64_t now_ns, uint32_t permille) {
-    if (permille >= 1000)
-        return 0;
-    int64_t others_ns = job_spent_by_others_ns(now_ns);
+static int64_t wait_ns_after(const struct job_others *others, int64_t now_ns, uint32_t permille) {
     account_lock();
-    int64_t spent_ns = (int64_t)account.busy_ns + account.charged_ns + others_ns;
-    budget_bring(&budget, now_ns, spent_ns, permille);
-    int64_t wait_ns = budget_wait_ns(&budget, permille);
+    int64_t own_ns = (int64_t)account.busy_ns + account.charged_ns;
+    budget_bring(&budget, now_ns, own_ns + others->spent_ns, permille);
+    budget_share(&shares, now_ns, own_ns, others->spent_ns);
+    int64_t credit_ns = budget_courtesy_ns(&shares, others->wanting);
+    int64_t wait_ns = budget_wait_ns(&budget, permille, credit_ns);
     account_unlock();
     return wait_ns;
+}
+
+/* What others spend is looked at now and then, and once more before anything is launched: processes
+ * that wait for the same budget would otherwise all go at once. */
+int64_t account_budget_wait_ns(int64_t now_ns, uint32_t permille) {
+    struct job_others others = {.wanting = 0};
+    if (permille >= 1000)
+        return wait_ns_after(&others, now_ns, permille);
+    job_look_at_others(&others, now_ns, JOB_LOOK_NS);
+    int64_t wait_ns = wait_ns_after(&others, now_ns, permille);
+    if (wait_ns > 0)
+        return wait_ns;
+    job_look_at_others(&others, now_ns, 0);
+    return wait_ns_after(&others, now_ns, permille);
 }
 
 void account_charge(int64_t charge_ns) {
@@ -85,4 +99,5 @@ void account_forget_all(void) {
     pthread_mutex_init(&lock, NULL);
     account = (struct account){.busy_ns = 0};
     budget = (struct budget){.at_ns = 0};
+    shares = (struct budget_shares){.at_ns = 0};
 }

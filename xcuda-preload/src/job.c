@@ -15,17 +15,21 @@
 #include "pages.h"
 #include "settings.h"
 
-/* Between two looks at other processes' slots. */
-#define OTHERS_EVERY_NS INT64_C(1000000)
-
 /* Processes that race for the last bytes may all be refused. */
 enum { CHARGE_ATTEMPTS = 4 };
+
+#define WANTING_NS INT64_C(100000000)
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct mux_job page;
 static struct mux_process_slot slot; /* what is published, but for the account's part */
-static struct mux_spending others;
-static int64_t others_at_ns, others_in_flight_ns;
+static struct mux_spending spending; /* of the others */
+static struct job_others others;
+static int64_t others_at_ns;
+static struct {
+    uint64_t sum;
+    int64_t changed_ns;
+} seen[MUX_JOB_SLOTS];
 static int claim_error = -1;
 
 static bool have_slot(void) {
@@ -59,7 +63,9 @@ static void publish(void) {
     slot.launches = account.launches;
     slot.busy_ns = account.busy_ns;
     slot.inflight = account.in_flight;
-    slot.inflight_ns = (uint64_t)account.in_flight_ns;
+    /* What is charged will be in flight in a moment. */
+    slot.inflight_ns = (uint64_t)(account.charged_ns > account.in_flight_ns ? account.charged_ns
+                                                                            : account.in_flight_ns);
     slot.throttled_ns = atomic_load_explicit(&account.throttled_ns, memory_order_relaxed);
     slot.frozen_ns = atomic_load_explicit(&account.frozen_ns, memory_order_relaxed);
     account_unlock();
@@ -78,28 +84,42 @@ void job_publish(void) {
     pthread_mutex_unlock(&lock);
 }
 
+/* Whether the process in this slot has got on, or waited to, within the last moments: its counters
+ * are published every 20 ms then. */
+static bool is_wanting(unsigned i, const struct mux_process_slot *other, int64_t now_ns) {
+    uint64_t sum = other->busy_ns + other->throttled_ns + other->inflight_ns;
+    if (other->owner == 0 || sum == seen[i].sum)
+        return other->owner != 0 && now_ns - seen[i].changed_ns < WANTING_NS;
+    bool first = seen[i].sum == 0;
+    seen[i].sum = sum;
+    seen[i].changed_ns = first ? 0 : now_ns;
+    return !first;
+}
+
 /* What others have in flight counts as spent: otherwise each would launch at the same moment. */
 static void read_others(int64_t now_ns) {
     struct mux_process_slot slots[MUX_JOB_SLOTS];
     if (!have_slot() || mux_job_read(&page, slots) != 0)
         return;
     slots[page.slot] = (struct mux_process_slot){.owner = 0};
-    mux_spending_update(&others, slots);
-    others_in_flight_ns = 0;
+    mux_spending_update(&spending, slots);
+    int64_t in_flight_ns = 0;
+    others.wanting = 0;
     for (unsigned i = 0; i < MUX_JOB_SLOTS; i++) {
-        bool recent = slots[i].owner != 0 && slots[i].inflight_ns < (uint64_t)BUDGET_MOST_DEBT_NS;
-        others_in_flight_ns += recent ? (int64_t)slots[i].inflight_ns : 0;
+        bool sane = slots[i].owner != 0 && slots[i].inflight_ns < (uint64_t)BUDGET_MOST_DEBT_NS;
+        in_flight_ns += sane ? (int64_t)slots[i].inflight_ns : 0;
+        others.wanting += is_wanting(i, &slots[i], now_ns);
     }
+    others.spent_ns = (int64_t)spending.total_ns + in_flight_ns;
     others_at_ns = now_ns;
 }
 
-int64_t job_spent_by_others_ns(int64_t now_ns) {
+void job_look_at_others(struct job_others *answer, int64_t now_ns, int64_t age_ns) {
     pthread_mutex_lock(&lock);
-    if (now_ns - others_at_ns >= OTHERS_EVERY_NS)
+    if (now_ns - others_at_ns >= age_ns)
         read_others(now_ns);
-    int64_t spent_ns = (int64_t)others.total_ns + others_in_flight_ns;
+    *answer = others;
     pthread_mutex_unlock(&lock);
-    return spent_ns;
 }
 
 static int charge(uint64_t bytes) {
@@ -211,7 +231,9 @@ void job_forget_all(void) {
     pthread_mutex_init(&lock, NULL);
     page = (struct mux_job){.owner = 0};
     slot = (struct mux_process_slot){.owner = 0};
-    others = (struct mux_spending){.total_ns = 0};
-    others_at_ns = others_in_flight_ns = 0;
+    spending = (struct mux_spending){.total_ns = 0};
+    others = (struct job_others){.wanting = 0};
+    others_at_ns = 0;
+    memset(seen, 0, sizeof seen);
     claim_error = -1;
 }

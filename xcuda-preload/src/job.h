@@ -14,9 +14,18 @@ void job_claim(void);
 /* Writes the account into the slot. */
 void job_publish(void);
 
-/* Device time that other processes of the job have spent, or have charged for what is in flight.
- * Grows, or falls by what was charged too much. */
-int64_t job_spent_by_others_ns(int64_t now_ns);
+/* The other processes of the job. */
+struct job_others {
+    int64_t spent_ns; /* device time, or charged for what is in flight; falls by what was charged
+                         too much */
+    unsigned wanting; /* how many have worked, or waited to, of late */
+};
+
+/* Fills it in as of `age_ns` ago at most. */
+void job_look_at_others(struct job_others *others, int64_t now_ns, int64_t age_ns);
+
+/* An age that is good enough while waiting. */
+#define JOB_LOOK_NS INT64_C(1000000)
 
 /* Charges the process with `bytes` of device memory in all. False, and nothing charged, if the job
  * would then hold more than its quota. Less than before is always possible. */

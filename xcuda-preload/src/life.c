@@ -34,14 +34,20 @@ static void child_after_fork(void) {
     context_forget_all();
     job_forget_all();
     quota_forget_all();
+    quota_forget_contexts();
     capture_forget_all();
     warden_forget();
     gate_forget();
 }
 
 /* Registered after the driver has registered its own, hence called before. */
+static bool is_set_up(void) {
+    return !(atomic_load_explicit(&attention, memory_order_acquire) &
+             (ATTENTION_START | ATTENTION_INERT));
+}
+
 static void at_exit(void) {
-    if (launch_gated()) {
+    if (is_set_up()) { /* not in a child that was only forked */
         drain_at_exit();
         warden_retire();
         job_end();
@@ -75,8 +81,5 @@ bool life_start(void) {
 }
 
 bool launch_gated(void) {
-    if (!(atomic_load_explicit(&attention, memory_order_acquire) &
-          (ATTENTION_START | ATTENTION_INERT)))
-        return true;
-    return life_start();
+    return is_set_up() || life_start();
 }

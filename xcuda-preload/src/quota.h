@@ -44,5 +44,6 @@ void quota_unlock(void);
 bool quota_trim(void);
 
 void quota_forget_all(void);
+void quota_forget_contexts(void);
 
 #endif

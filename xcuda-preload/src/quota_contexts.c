@@ -1,5 +1,6 @@
 /* Contexts: the memory that each costs, and what ends with it. */
 #include <pthread.h>
+#include <string.h>
 
 #include "account.h"
 #include "context.h"
@@ -141,6 +142,12 @@ enum { DEVICES = 64 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static CUcontext primary[DEVICES]; /* NULL: not there, or not ours to count */
 static bool being_made[DEVICES];
+
+void quota_forget_contexts(void) {
+    pthread_mutex_init(&lock, NULL);
+    memset(primary, 0, sizeof primary);
+    memset(being_made, 0, sizeof being_made);
+}
 
 static bool is_active(CUdevice device) {
     unsigned int flags;

@@ -8,8 +8,7 @@ static struct settings read_once;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 /* A value that is too long names no file: it stays empty, and what was to be there is missing. */
-static bool copy(char target[PATH_MAX], const char *name) {
-    const char *value = getenv(name);
+static bool copy(char target[PATH_MAX], const char *value) {
     if (value == NULL)
         return false;
     if (strlen(value) < PATH_MAX)
@@ -18,9 +17,9 @@ static bool copy(char target[PATH_MAX], const char *name) {
 }
 
 static void read_environment(void) {
-    bool device = copy(read_once.device_dir, "XCUDA_DEVICE_DIR");
-    bool job = copy(read_once.job_dir, "XCUDA_JOB_DIR");
-    copy(read_once.log, "XCUDA_LOG");
+    bool device = copy(read_once.device_dir, getenv("XCUDA_DEVICE_DIR"));
+    bool job = copy(read_once.job_dir, getenv("XCUDA_JOB_DIR"));
+    copy(read_once.log, secure_getenv("XCUDA_LOG")); /* a setuid program writes nobody's file */
     const char *mode = getenv("XCUDA_MODE");
     bool offline = mode != NULL && strcmp(mode, "offline") == 0;
     read_once.mode = device || job || offline ? MODE_OFFLINE : MODE_INERT;

@@ -181,11 +181,18 @@ static int change(struct disposition *disposition, const struct sigaction *new,
     return result;
 }
 
+/* The disposition that a call is about, if we have a part in it: not before CUDA is used, not in a
+ * child of vfork, and for no other signal. */
+static struct disposition *concerned(int number) {
+    if (!atomic_load_explicit(&started, memory_order_acquire) || getpid() != atomic_load(&process))
+        return NULL;
+    return disposition_of(number);
+}
+
 EXPORT int sigaction(int number, const struct sigaction *restrict new,
                      struct sigaction *restrict old) {
-    struct disposition *disposition = disposition_of(number);
-    if (disposition == NULL || !atomic_load_explicit(&started, memory_order_acquire) ||
-        getpid() != atomic_load(&process))
+    struct disposition *disposition = concerned(number);
+    if (disposition == NULL)
         return real_sigaction(number, new, old);
     sigset_t before;
     acquire(&before);
@@ -198,8 +205,8 @@ EXPORT int sigaction(int number, const struct sigaction *restrict new,
 static handler_function signal_by(const char *name, int number, handler_function handler,
                                   int flags) {
     signal_function real = (signal_function)next_symbol(name);
-    struct disposition *disposition = disposition_of(number);
-    if (disposition == NULL || !atomic_load_explicit(&started, memory_order_acquire))
+    struct disposition *disposition = concerned(number);
+    if (disposition == NULL)
         return real(number, handler);
     struct sigaction old;
     if (handler == SIG_DFL) {

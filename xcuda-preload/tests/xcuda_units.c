@@ -74,7 +74,7 @@ static void a_job_that_spends_its_budget_never_waits_for_long(void) {
     budget_bring(&budget, now_ns, spent_ns, 300);
     for (int i = 0; i < 1000; i++) { /* kernels of 3 ms, as soon as each is allowed */
         budget_bring(&budget, now_ns, spent_ns, 300);
-        now_ns += budget_wait_ns(&budget, 300) + 3 * MS;
+        now_ns += budget_wait_ns(&budget, 300, 0) + 3 * MS;
         spent_ns += 3 * MS;
     }
     double share = (double)spent_ns / (double)now_ns;
@@ -88,15 +88,27 @@ static void credit_and_debt_are_bounded(void) {
     CHECK(budget.credit_ns == BUDGET_MOST_CREDIT_NS);
     budget_bring(&budget, 100000 * MS, 100000 * MS, 500);
     CHECK(budget.credit_ns == -BUDGET_MOST_DEBT_NS);
-    CHECK(budget_wait_ns(&budget, 500) == 2 * BUDGET_MOST_DEBT_NS + 1);
+    CHECK(budget_wait_ns(&budget, 500, 0) == 2 * BUDGET_MOST_DEBT_NS + 1);
 }
 
 static void a_whole_budget_keeps_no_account_and_none_waits_for_ever(void) {
     struct budget budget = {.at_ns = 0};
     budget_bring(&budget, 1, 0, 1000);
     budget_bring(&budget, 2, 1000 * MS, 1000);
-    CHECK(budget_wait_ns(&budget, 1000) == 0);
-    CHECK(budget_wait_ns(&budget, 0) == INT64_MAX);
+    CHECK(budget_wait_ns(&budget, 1000, 0) == 0);
+    CHECK(budget_wait_ns(&budget, 0, 0) == INT64_MAX);
+}
+
+static void a_process_that_had_more_than_its_part_lets_others_go_first(void) {
+    struct budget_shares shares = {.at_ns = 0};
+    budget_share(&shares, 1, 0, 0);
+    budget_share(&shares, 50 * MS, 9 * MS, 0);
+    CHECK(budget_courtesy_ns(&shares, 0) == 0);
+    CHECK(budget_courtesy_ns(&shares, 2) == BUDGET_MOST_CREDIT_NS / 2);
+    budget_share(&shares, 100 * MS, 9 * MS, 9 * MS);
+    CHECK(budget_courtesy_ns(&shares, 1) == 0);
+    budget_share(&shares, 1000 * MS, 9 * MS, 9 * MS);
+    CHECK(shares.own_ns == 0 && shares.others_ns == 0);
 }
 
 /* ---- estimates ---------------------------------------------------------------------------------
@@ -217,6 +229,7 @@ int main(void) {
     a_job_that_spends_its_budget_never_waits_for_long();
     credit_and_debt_are_bounded();
     a_whole_budget_keeps_no_account_and_none_waits_for_ever();
+    a_process_that_had_more_than_its_part_lets_others_go_first();
     what_was_never_measured_costs_more_than_any_window();
     a_constant_duration_is_learned_at_once_and_exactly();
     a_duration_that_varies_costs_more_than_its_mean();
