@@ -82,6 +82,13 @@ class CudaProgram:
         self._process.kill()
         self._process.communicate()
 
+    def close(self) -> int:
+        """Let it exit without destroying its context; gives its exit code."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.stdin = None
+        return self._process.wait(timeout=ANSWER_S)
+
     def leave(self) -> int:
         """Let it end by itself; gives its exit code."""
         self.order("leave")

@@ -44,10 +44,8 @@ void simgpu_client_fail(struct simgpu_device *device, uint32_t slot, int32_t err
 void simgpu_client_bury(struct simgpu_device *device, uint32_t slot) {
     struct simgpu_client *client = &device->clients[slot];
     uint32_t mps = client->mps;
-    if (mps != SIMGPU_NONE && client->unfinished && !client->error) {
-        client->error = SIMGPU_ERROR_MPS_CLIENT_TERMINATED; /* it is not among those that are hit */
+    if (client->unfinished && simgpu_mps_serves(device, mps, slot))
         simgpu_mps_fault(device, mps, SIMGPU_ERROR_MPS_CLIENT_TERMINATED);
-    }
     for (uint32_t i = 0; i < SIMGPU_CONTEXTS; i++)
         if (device->contexts[i].state == SIMGPU_USED && device->contexts[i].client == slot)
             simgpu_context_destroy(device, i);

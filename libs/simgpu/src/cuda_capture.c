@@ -18,6 +18,8 @@ struct capture {
     bool invalid;
     struct stream **streams; /* the origin and those that joined */
     size_t stream_count;
+    CUgraphEdgeData *edges; /* zeroes, for who asks for the edges to a stream's tips */
+    size_t edge_count;
     struct capture *next;
 };
 
@@ -31,7 +33,8 @@ static bool set_tips(struct node ***tips, size_t *count, struct node *const *to,
     struct node **copy = malloc((to_count + 1) * sizeof *copy);
     if (!copy)
         return false;
-    memcpy(copy, to, to_count * sizeof *copy);
+    if (to_count)
+        memcpy(copy, to, to_count * sizeof *copy);
     free(*tips);
     *tips = copy;
     *count = to_count;
@@ -43,7 +46,8 @@ static bool add_tips(struct stream *stream, struct node *const *more, size_t cou
     if (!all)
         return false;
     size_t total = stream->tip_count;
-    memcpy(all, stream->tips, total * sizeof *all);
+    if (total)
+        memcpy(all, stream->tips, total * sizeof *all);
     for (size_t i = 0; i < count; i++) {
         size_t at = 0;
         while (at < total && all[at] != more[i])
@@ -94,6 +98,7 @@ static void end_capture(struct capture *capture) {
         if (capture->streams[i])
             leave(capture->streams[i]);
     free(capture->streams);
+    free(capture->edges);
     free(capture);
     capture_count--;
 }
@@ -456,12 +461,37 @@ CUDA_API CUresult cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStat
     return result;
 }
 
+/* All edges are plain ones, which is what zeroes say. */
+static CUresult edges_to_tips(const struct stream *stream, const CUgraphEdgeData **edges) {
+    struct capture *capture = stream->capture;
+    *edges = NULL;
+    if (!capture || capture->invalid)
+        return CUDA_SUCCESS;
+    if (capture->edge_count < stream->tip_count + 1) {
+        CUgraphEdgeData *grown = calloc(stream->tip_count + 1, sizeof *grown);
+        if (!grown)
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        free(capture->edges);
+        capture->edges = grown;
+        capture->edge_count = stream->tip_count + 1;
+    }
+    *edges = capture->edges;
+    return CUDA_SUCCESS;
+}
+
 CUDA_API CUresult cuStreamGetCaptureInfo_v3(CUstream handle, CUstreamCaptureStatus *status,
                                             uint64_t *id, CUgraph *graph,
                                             const CUgraphNode **dependencies,
                                             const CUgraphEdgeData **edges, size_t *count) {
-    if (edges)
-        *edges = NULL; /* all edges are plain ones */
+    struct stream *stream;
+    CUresult result = stream_of(handle, &stream);
+    if (result == CUDA_SUCCESS && edges) {
+        pthread_mutex_lock(&capture_lock);
+        result = edges_to_tips(stream, edges);
+        pthread_mutex_unlock(&capture_lock);
+    }
+    if (result)
+        return result;
     return cuStreamGetCaptureInfo_v2(handle, status, id, graph, dependencies, count);
 }
 

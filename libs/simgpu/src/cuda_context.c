@@ -220,10 +220,6 @@ CUresult context_error(const struct context *context) {
     return (CUresult)device->clients[client].error;
 }
 
-bool context_is_idle(const struct context *context) {
-    return context->gpu->shared.device->contexts[context->slot].queued == 0;
-}
-
 /* --- calls: creating --- */
 
 static CUresult create_and_push(CUcontext *created, unsigned flags, unsigned sm_count,

@@ -120,8 +120,6 @@ CUresult context_create(struct gpu *gpu, unsigned flags, unsigned sm_count, unsi
 CUresult context_destroy(struct context *context);
 /* The sticky error of the context's process on its device. */
 CUresult context_error(const struct context *context);
-/* Whether nothing of the context is queued or running. */
-bool context_is_idle(const struct context *context);
 
 /* --- streams and events (cuda_stream.c, cuda_event.c) --- */
 

@@ -257,7 +257,7 @@ CUDA_API CUresult cuMemFree_v2(CUdeviceptr address) {
         (block.kind != BLOCK_DEVICE && block.kind != BLOCK_MANAGED && block.kind != BLOCK_POOL))
         return CUDA_ERROR_INVALID_VALUE;
     /* What is queued may still use it: a release waits for that, as the real one does. */
-    if (block.context && !context_is_idle(block.context))
+    if (block.context)
         result = wait_context(block.context);
     if (result)
         return result;
@@ -349,7 +349,7 @@ static CUresult release_host(void *address, enum block_kind kind, CUresult unkno
     if (!block_find((uintptr_t)address, &block) || block.start != (uintptr_t)address ||
         block.kind != kind)
         return unknown;
-    if (block.context && !context_is_idle(block.context))
+    if (block.context)
         result = wait_context(block.context);
     if (result)
         return result;

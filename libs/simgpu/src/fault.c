@@ -23,7 +23,7 @@ static void fail_culprit(struct simgpu_device *device, uint32_t pid, int32_t err
         struct simgpu_client *client = &device->clients[i];
         if (client->state != SIMGPU_CLIENT_USED || (pid && client->pid != pid))
             continue;
-        if (spreads && client->mps != SIMGPU_NONE)
+        if (spreads && simgpu_mps_serves(device, client->mps, i))
             simgpu_mps_fault(device, client->mps, error);
         simgpu_client_fail(device, i, error);
     }

@@ -106,6 +106,8 @@ void simgpu_client_fail(struct simgpu_device *device, uint32_t client, int32_t e
 
 /* Record of the daemon of this pipe directory, or SIMGPU_NONE. */
 uint32_t simgpu_mps_find(const struct simgpu_device *device, uint64_t pipe_hash);
+/* Whether the client is one of the record's present server (not of an earlier one). */
+bool simgpu_mps_serves(const struct simgpu_device *device, uint32_t mps, uint32_t client);
 /* A client of that server is gone: a faulted server may be usable again. */
 void simgpu_mps_left(struct simgpu_device *device, uint32_t mps);
 

@@ -213,20 +213,19 @@ static void recount_memory(struct simgpu_device *device) {
 }
 
 static void complete_faults(struct simgpu_device *device) {
+    if (device->lost)
+        simgpu_lose(device);
     for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++) {
         struct simgpu_client *client = &device->clients[i];
         if (client->state != SIMGPU_CLIENT_USED)
             continue;
-        const struct simgpu_mps *mps =
-            client->mps == SIMGPU_NONE ? NULL : &device->mps[client->mps];
-        bool of_server = mps && mps->server_id == client->mps_server;
+        bool served = simgpu_mps_serves(device, client->mps, i);
+        uint32_t state = served ? device->mps[client->mps].state : SIMGPU_MPS_FREE;
         if (client->error)
             simgpu_client_fail(device, i, client->error);
-        else if (device->lost)
-            simgpu_client_fail(device, i, SIMGPU_ERROR_DEVICE_UNAVAILABLE);
-        else if (of_server && mps->state == SIMGPU_MPS_FAULTED)
-            simgpu_client_fail(device, i, mps->fault_error);
-        else if (of_server && mps->state == SIMGPU_MPS_STOPPING)
+        else if (state == SIMGPU_MPS_FAULTED)
+            simgpu_client_fail(device, i, device->mps[client->mps].fault_error);
+        else if (state == SIMGPU_MPS_STOPPING)
             simgpu_client_fail(device, i, SIMGPU_ERROR_MPS_RPC_FAILURE);
     }
     for (uint32_t i = 0; i < SIMGPU_MPS_RECORDS; i++) {

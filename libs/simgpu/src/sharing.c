@@ -55,15 +55,15 @@ int simgpu_mps_register(struct simgpu *gpu, const char *pipe_directory) {
     return (int)slot;
 }
 
-static bool is_of_server(const struct simgpu_device *device, uint32_t client, uint32_t mps) {
+bool simgpu_mps_serves(const struct simgpu_device *device, uint32_t mps, uint32_t client) {
     const struct simgpu_client *c = &device->clients[client];
-    return c->state == SIMGPU_CLIENT_USED && c->mps == mps &&
+    return mps != SIMGPU_NONE && c->state == SIMGPU_CLIENT_USED && c->mps == mps &&
            c->mps_server == device->mps[mps].server_id;
 }
 
 static void fail_clients(struct simgpu_device *device, uint32_t mps, int32_t error) {
     for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++)
-        if (is_of_server(device, i, mps))
+        if (simgpu_mps_serves(device, mps, i))
             simgpu_client_fail(device, i, error);
 }
 
@@ -109,7 +109,7 @@ void simgpu_mps_left(struct simgpu_device *device, uint32_t slot) {
     if (device->mps[slot].state != SIMGPU_MPS_FAULTED)
         return;
     for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++)
-        if (is_of_server(device, i, slot))
+        if (simgpu_mps_serves(device, slot, i))
             return;
     device->mps[slot].state = SIMGPU_MPS_READY;
     simgpu_signal(device);
@@ -117,7 +117,7 @@ void simgpu_mps_left(struct simgpu_device *device, uint32_t slot) {
 
 int simgpu_mps_terminate_client(struct simgpu_device *device, uint32_t mps, uint32_t pid) {
     for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++) {
-        if (!is_of_server(device, i, mps) || device->clients[i].pid != pid)
+        if (!simgpu_mps_serves(device, mps, i) || device->clients[i].pid != pid)
             continue;
         simgpu_client_fail(device, i, SIMGPU_ERROR_MPS_CLIENT_TERMINATED);
         return 0;
