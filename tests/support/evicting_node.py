@@ -236,7 +236,8 @@ class EvictingNode:
 def _gate(condition: DeviceCondition, *, hard: bool) -> Gate:
     if condition is DeviceCondition.HEALTHY:
         return OPEN
-    return TRICKLE if condition is DeviceCondition.OVERLIMIT and not hard else FROZEN
+    trickles = condition in (DeviceCondition.OVERLIMIT, DeviceCondition.DISABLED) and not hard
+    return TRICKLE if trickles else FROZEN
 
 
 def _boottime_ns() -> int:

@@ -448,6 +448,33 @@ def test_a_disabled_device_stays_so_until_it_is_enabled_even_for_a_new_monitor()
     assert device.read(2.0) is DeviceCondition.HEALTHY
 
 
+def test_what_an_operator_disables_lets_a_job_save_its_state() -> None:
+    device = healthy()
+    device.give(Disable(reason="new fans"))
+    trickle = Gate(state=GateState.TRICKLE, budget_permille=50, window_us=500)
+    assert (device.memory.gate, device.memory.hard) == (trickle, False)
+    device.give(MonitorStarted())
+    device.read(60.0)
+    assert device.memory.gate == trickle
+
+
+@pytest.mark.parametrize("what", [Lost(message="XID 79"), Fault(kind="xid", xid=48, fatal=True), None])
+def test_nothing_trickles_on_a_disabled_device_that_is_lost_or_faulty_or_full(what: Stimulus | None) -> None:
+    before, after = healthy(), healthy()
+    for device, order in ((before, (what, Disable(reason="new fans"))), (after, (Disable(reason="new fans"), what))):
+        for stimulus in order:
+            device.read(0.1, **FULL) if stimulus is None else device.give(stimulus)
+        assert (device.memory.condition, device.memory.hard) == (DeviceCondition.DISABLED, True)
+        assert device.memory.gate.state is GateState.FROZEN
+        assert device.told[-1].cause.startswith("disabled by an operator: new fans")
+    told = after.told[-1]
+    assert (told.previous, told.epoch) == (DeviceCondition.DISABLED, before.told[-1].epoch)
+    assert told.cause != "disabled by an operator: new fans"  # and what came on top
+    if what is not None:
+        after.give(MonitorStarted())
+        assert after.memory.gate.state is GateState.FROZEN
+
+
 def test_enabling_a_device_that_is_lost_does_not_open_it() -> None:
     device = healthy()
     device.give(Disable())
@@ -550,7 +577,7 @@ def test_the_story_is_bounded_and_tells_states_and_causes() -> None:
 
 
 def test_a_memory_that_cannot_be_is_named_as_such() -> None:
-    memory = msgspec.structs.replace(healthy().memory, condition=DeviceCondition.DISABLED)
+    memory = msgspec.structs.replace(healthy().memory, condition=DeviceCondition.INIT)
     with pytest.raises(InvalidMemory, match="open where nothing may run; the story ends elsewhere"):
         validate(memory, POLICY)
 

@@ -62,6 +62,9 @@ def test_a_hard_overlimit_and_a_disabled_device_evict_at_once() -> None:
     disabled = look(OrderMemory(), 0, condition=DeviceCondition.DISABLED, cause="disabled by an operator").order
     assert disabled is not None
     assert (disabled.hard, disabled.cause) == (False, "disabled by an operator")
+    lost = look(OrderMemory(), 0, condition=DeviceCondition.DISABLED, hard=True, cause="disabled; it is lost").order
+    assert lost is not None
+    assert (lost.hard, lost.cause) == (True, "disabled; it is lost")
 
 
 def test_an_overlimit_that_becomes_hard_is_ordered_again_at_once() -> None:

@@ -9,7 +9,7 @@ from muxflow_decisions.device.limits import Latch, Level, Limit, holding
 from muxflow_decisions.device.memory import DeviceMemory
 from muxflow_decisions.device.policy import DevicePolicy
 from muxflow_decisions.device.stimuli import Disable, Enable, Fault, Lost, MonitorStarted, Read, Stimulus
-from muxflow_decisions.device.table import Guard, Row
+from muxflow_decisions.device.table import Effect, Guard, Row
 
 CAUSE_BYTES: Final = 150
 """Bound on a cause in UTF-8: the device page holds no more."""
@@ -33,6 +33,8 @@ def cause_of(stimulus: Stimulus, row: Row, memory: DeviceMemory, policy: DeviceP
             text = memory.cause
         case _:
             text = "a monitor has started; the readings are not known yet"
+    if row.state is DeviceCondition.DISABLED and row.effect is Effect.HARDEN:
+        text = f"{memory.cause}; {text}"  # it stays the operator's wish
     return cut(text)
 
 

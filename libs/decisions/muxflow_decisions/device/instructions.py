@@ -27,7 +27,7 @@ class Tell(msgspec.Struct, frozen=True, kw_only=True):
     """None for the first."""
     state: DeviceCondition
     hard: bool
-    """Overlimit of the kind in which nothing trickles and everything is evicted at once."""
+    """Overlimit or Disabled of the kind in which nothing trickles: everything is evicted at once, and nothing saved."""
     cause: str
     """Which reading crossed which threshold, with numbers; at most 150 bytes of UTF-8, so that the page holds it."""
     epoch: int

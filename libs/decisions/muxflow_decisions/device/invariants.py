@@ -29,12 +29,12 @@ def validate(memory: DeviceMemory, policy: DevicePolicy) -> None:
 def _gate(memory: DeviceMemory, policy: DevicePolicy) -> Iterator[str]:
     state, budget = memory.gate.state, memory.gate.budget_permille
     match memory.condition:
-        case DeviceCondition.INIT | DeviceCondition.DISABLED:
+        case DeviceCondition.INIT:
             if state is not GateState.FROZEN:
                 yield "open where nothing may run"
-        case DeviceCondition.OVERLIMIT:
+        case DeviceCondition.OVERLIMIT | DeviceCondition.DISABLED:
             if state is not (GateState.FROZEN if memory.hard else GateState.TRICKLE):
-                yield "frozen in hard Overlimit, and trickling in any other"
+                yield "frozen where it is hard, and trickling where it is not"
         case DeviceCondition.UNHEALTHY:
             held_back = any(holding(memory.latches))
             most = policy.unhealthy_budget_permille if held_back else policy.budget_max_permille
@@ -43,8 +43,8 @@ def _gate(memory: DeviceMemory, policy: DevicePolicy) -> Iterator[str]:
         case DeviceCondition.HEALTHY:
             if state is not GateState.OPEN or budget > policy.budget_max_permille:
                 yield "open within the law while healthy"
-    if memory.hard and memory.condition is not DeviceCondition.OVERLIMIT:
-        yield "hard outside Overlimit"
+    if memory.hard and memory.condition not in (DeviceCondition.OVERLIMIT, DeviceCondition.DISABLED):
+        yield "hard where nothing is evicted"
 
 
 def _limits(memory: DeviceMemory, _: DevicePolicy) -> Iterator[str]:
@@ -54,6 +54,8 @@ def _limits(memory: DeviceMemory, _: DevicePolicy) -> Iterator[str]:
         limit.level is not Level.UNHEALTHY for limit, _ in holding(memory.latches)
     ):
         yield "only unhealthy beyond an Overlimit"
+    if memory.lost and not memory.hard:
+        yield "a lost GPU on which something may trickle"
     if memory.lost and memory.condition not in (DeviceCondition.OVERLIMIT, DeviceCondition.DISABLED):
         yield "a lost GPU that may be used"
 

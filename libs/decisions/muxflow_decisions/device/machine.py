@@ -174,7 +174,7 @@ def _latency_holds(memory: DeviceMemory) -> bool:
 def _follow(step: _Step, row: Row) -> None:
     before = step.memory
     cause = causes.cause_of(step.stimulus, row, before, step.policy)
-    hard = row.effect in (Effect.FREEZE_HARD, Effect.HARDEN)
+    hard = row.effect in (Effect.FREEZE_HARD, Effect.HARDEN, Effect.FORBID_HARD)
     facts: dict[str, Any] = {"condition": row.next, "hard": hard, "cause": cause, "epoch": before.epoch + 1}
     if row.next is not before.condition or row.effect is Effect.START:
         facts["since_ns"] = step.now_ns
@@ -244,7 +244,7 @@ def gate_of(memory: DeviceMemory, policy: DevicePolicy) -> Gate:
         case DeviceCondition.HEALTHY | DeviceCondition.UNHEALTHY:
             share = memory.budget.budget_permille
             return Gate(state=GateState.OPEN, budget_permille=share, window_us=budget.window_us(share, policy))
-        case DeviceCondition.OVERLIMIT if not memory.hard:
+        case DeviceCondition.OVERLIMIT | DeviceCondition.DISABLED if not memory.hard:
             trickle = policy.trickle_budget_permille
             return Gate(state=GateState.TRICKLE, budget_permille=trickle, window_us=policy.window_min_us)
         case _:

@@ -37,7 +37,7 @@ class DeviceMemory(msgspec.Struct, frozen=True, kw_only=True):
 
     condition: DeviceCondition = DeviceCondition.INIT
     hard: bool = False
-    """Overlimit in which nothing may trickle."""
+    """Overlimit or Disabled in which nothing may trickle."""
     cause: str = "nobody watches the device"
     epoch: int = 0
     since_ns: int = 0

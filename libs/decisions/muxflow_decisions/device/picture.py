@@ -18,7 +18,7 @@ _STATES = {
     DeviceCondition.HEALTHY: ("open, budget by the law", "yes", "runs"),
     DeviceCondition.UNHEALTHY: ("open, small budget", "no", "slowed"),
     DeviceCondition.OVERLIMIT: ("trickle; frozen when hard", "no", "frozen; evicted if it lasts, at once when hard"),
-    DeviceCondition.DISABLED: ("frozen", "no", "evicted"),
+    DeviceCondition.DISABLED: ("trickle; frozen when hard", "no", "evicted; nothing is saved when hard"),
 }
 
 

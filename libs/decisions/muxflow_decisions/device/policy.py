@@ -117,7 +117,7 @@ class DevicePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     unknown_budget_permille: Permille = 100
     """While online activity is not known and an online service may be there."""
     trickle_budget_permille: Annotated[int, Meta(ge=0, le=50)] = 50
-    """In Overlimit, for a job that is told to save its state."""
+    """In Overlimit and Disabled, for a job that is told to save its state."""
 
     def __post_init__(self) -> None:
         broken = next(_contradictions(self), None)

@@ -30,8 +30,8 @@ class Guard(StrEnum):
 
     ALWAYS = ""
     HARD = "a hard limit holds"
-    SOFT_HARD = "a hard limit holds, and Overlimit is not hard yet"
-    SOFT = "Overlimit is not hard yet"
+    SOFT_HARD = "a hard limit holds, and it is not hard yet"
+    SOFT = "it is not hard yet"
     OVERLIMIT = "an Overlimit holds"
     UNHEALTHY = "an unhealthy limit holds, and no calm is owed"
     CALM = "calm for long enough"
@@ -46,7 +46,8 @@ class Effect(StrEnum):
     FREEZE = "freeze; a saving job trickles"
     FREEZE_HARD = "freeze all"
     HARDEN = "stop the trickle too"
-    FORBID = "freeze all, evict"
+    FORBID = "evict; a saving job trickles"
+    FORBID_HARD = "freeze all, evict"
     START = "freeze until readings are known"
 
 
@@ -82,15 +83,17 @@ TABLE: Final = (
         for trigger in (Trigger.FAULT, Trigger.LOST)
     ),
     *(Row(_OVERLIMIT, trigger, Guard.SOFT, _OVERLIMIT, Effect.HARDEN) for trigger in (Trigger.FAULT, Trigger.LOST)),
-    *(
-        Row(state, Trigger.DISABLE, Guard.ALWAYS, _DISABLED, Effect.FORBID)
-        for state in (_INIT, _HEALTHY, _UNHEALTHY, _OVERLIMIT)
-    ),
+    *(Row(state, Trigger.DISABLE, Guard.ALWAYS, _DISABLED, Effect.FORBID) for state in (_INIT, _HEALTHY, _UNHEALTHY)),
+    Row(_OVERLIMIT, Trigger.DISABLE, Guard.SOFT, _DISABLED, Effect.FORBID),
+    Row(_OVERLIMIT, Trigger.DISABLE, Guard.ALWAYS, _DISABLED, Effect.FORBID_HARD),
+    Row(_DISABLED, Trigger.READ, Guard.SOFT_HARD, _DISABLED, Effect.HARDEN),
+    *(Row(_DISABLED, trigger, Guard.SOFT, _DISABLED, Effect.HARDEN) for trigger in (Trigger.FAULT, Trigger.LOST)),
     Row(_DISABLED, Trigger.ENABLE, Guard.GONE, _OVERLIMIT, Effect.FREEZE_HARD),
     Row(_DISABLED, Trigger.ENABLE, Guard.ALWAYS, _INIT, Effect.START),
     *(
         Row(state, Trigger.MONITOR, Guard.ALWAYS, _INIT, Effect.START)
         for state in (_INIT, _HEALTHY, _UNHEALTHY, _OVERLIMIT)
     ),
-    Row(_DISABLED, Trigger.MONITOR, Guard.ALWAYS, _DISABLED, Effect.FORBID),
+    Row(_DISABLED, Trigger.MONITOR, Guard.SOFT, _DISABLED, Effect.FORBID),
+    Row(_DISABLED, Trigger.MONITOR, Guard.ALWAYS, _DISABLED, Effect.FORBID_HARD),
 )

@@ -155,7 +155,7 @@ def _patience_ns(sight: Sight, policy: EvictionPolicy) -> int | None:
 
 
 def _hard(sight: Sight) -> bool:
-    return sight.hard and sight.condition is DeviceCondition.OVERLIMIT
+    return sight.hard and sight.condition in (DeviceCondition.OVERLIMIT, DeviceCondition.DISABLED)
 
 
 def _cause(sight: Sight, lasted_ns: int) -> str:

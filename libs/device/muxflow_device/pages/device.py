@@ -50,7 +50,7 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     since_boottime_ns: int
     """When the condition was entered."""
     hard: bool = False
-    """Overlimit of the kind in which nothing trickles."""
+    """Overlimit or Disabled of the kind in which nothing trickles."""
     epoch: int = 0
     """Number of the condition's change, modulo 2³⁰."""
     cause: str = ""
