@@ -76,29 +76,34 @@ int64_t context_between_ns(CUevent start, CUevent end) {
     return (int64_t)((double)milliseconds * 1e6);
 }
 
-int64_t context_when(struct context *context, CUevent event, int64_t now_ns) {
+/* Moves the reference, or gives the event back. */
+static void settle_reference(struct context *context, CUevent event, int64_t device_ns) {
+    if (device_ns - context->reference_ns < REFERENCE_LIFE_NS) {
+        context_give_event(context, event);
+        return;
+    }
+    context_give_event(context, context->reference);
+    context->reference = event;
+    context->reference_ns = device_ns;
+}
+
+bool context_when(struct context *context, CUevent event, int64_t now_ns, struct moment *moment) {
     if (context->reference == NULL) {
         context->reference = event;
-        context->reference_ns = now_ns;
-        return now_ns;
+        context->offset_ns = now_ns;
+        *moment = (struct moment){.device_ns = 0, .our_ns = now_ns};
+        return true;
     }
     float milliseconds;
     if (driver.event_elapsed(&milliseconds, context->reference, event) != CUDA_SUCCESS) {
         context_give_event(context, event);
-        return now_ns;
+        return false;
     }
-    int64_t since_ns = (int64_t)((double)milliseconds * 1e6);
-    int64_t when_ns = context->reference_ns + since_ns;
-    if (when_ns > now_ns) { /* it has happened: the reference was put too late */
-        context->reference_ns -= when_ns - now_ns;
-        when_ns = now_ns;
-    }
-    if (since_ns < REFERENCE_LIFE_NS) {
-        context_give_event(context, event);
-    } else {
-        context_give_event(context, context->reference);
-        context->reference = event;
-        context->reference_ns = when_ns;
-    }
-    return when_ns;
+    moment->device_ns = context->reference_ns + (int64_t)((double)milliseconds * 1e6);
+    if (moment->device_ns + context->offset_ns >
+        now_ns) /* it has happened: the offset was too big */
+        context->offset_ns = now_ns - moment->device_ns;
+    moment->our_ns = moment->device_ns + context->offset_ns;
+    settle_reference(context, event, moment->device_ns);
+    return true;
 }

@@ -13,7 +13,8 @@ enum { CONTEXTS = 64, CONTEXT_SPARE_EVENTS = 64 };
 struct context {
     CUcontext handle;     /* NULL: free */
     CUevent reference;    /* an event of the past; NULL before the first one */
-    int64_t reference_ns; /* when it was, by our clock */
+    int64_t reference_ns; /* when it was, by the device's clock, which began with the first one */
+    int64_t offset_ns;    /* of that clock from ours, from above */
     CUevent spare[CONTEXT_SPARE_EVENTS];
     unsigned spares;
 };
@@ -37,10 +38,16 @@ CUevent context_take_event(struct context *context);
 
 void context_give_event(struct context *context, CUevent event);
 
-/* When this event, which is complete, happened, by our clock: from above known to within the time
- * that passed until somebody looked, and consistent among the events of a context. Takes over the
- * event. */
-int64_t context_when(struct context *context, CUevent event, int64_t now_ns);
+/* A moment on the device. */
+struct moment {
+    int64_t device_ns; /* by a clock of its own; exact */
+    int64_t our_ns;    /* by our clock: never in the future, and too late by no more than it took to
+                          look at some event of this context */
+};
+
+/* When this event, which is complete, happened. Takes over the event. False if the driver cannot
+ * tell. */
+bool context_when(struct context *context, CUevent event, int64_t now_ns, struct moment *moment);
 
 /* Device time from one complete event to another; -1 if the driver cannot tell. */
 int64_t context_between_ns(CUevent start, CUevent end);

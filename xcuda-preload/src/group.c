@@ -109,11 +109,8 @@ static struct group *shut(struct lane *lane, int64_t now_ns) {
     return group;
 }
 
-/* Wall time during which the device worked on the group, which ended at `end_ns`. */
-static int64_t busy_ns_of(const struct lane *lane, const struct group *group, int64_t end_ns,
-                          int64_t span_ns) {
-    if (span_ns < 0 && group->follows)
-        span_ns = end_ns - lane->last_end_ns;
+/* Wall time during which the device worked on the group. */
+static int64_t busy_ns_of(const struct group *group, int64_t span_ns) {
     if (span_ns < 0)
         return group->mean_ns;
     if (group->sample || group->backlogged)
@@ -135,31 +132,41 @@ static void learn(const struct group *group, int64_t busy_ns) {
         estimate_learn(group->only, busy_ns / group->launches, group->launches);
 }
 
+/* Looks when the group ended, and how long it took. Under the account's lock. */
+static int64_t measure(struct lane *lane, const struct group *group, CUevent end, int64_t now_ns) {
+    struct context *context = context_of(lane->context);
+    int64_t span_ns = -1;
+    lane->last_end.our_ns = now_ns;
+    struct moment moment;
+    bool told = false;
+    if (context != NULL && end != NULL) {
+        int64_t between_ns = group->start == NULL ? -1 : context_between_ns(group->start, end);
+        told = context_when(context, end, now_ns, &moment);
+        bool continues = group->follows && lane->last_end_known && told;
+        span_ns = continues ? moment.device_ns - lane->last_end.device_ns : between_ns;
+    }
+    if (context != NULL)
+        context_give_event(context, group->start);
+    lane->last_end_known = told;
+    if (told)
+        lane->last_end = moment;
+    return span_ns;
+}
+
 /* Takes a group as complete. `end`: NULL if the driver has not told when. */
 static void complete(struct lane *lane, struct group *group, CUevent end, int64_t now_ns) {
     account_lock();
-    struct context *context = context_of(lane->context);
-    int64_t span_ns = -1, end_ns = now_ns;
-    if (end != NULL && context != NULL) {
-        if (group->start != NULL)
-            span_ns = context_between_ns(group->start, end);
-        end_ns = context_when(context, end, now_ns);
-    }
-    if (group->start != NULL && context != NULL)
-        context_give_event(context, group->start);
-    int64_t busy_ns = group->mean_ns;
-    if (end != NULL)
-        busy_ns = busy_ns_of(lane, group, end_ns, span_ns);
-    account_busy(end_ns - busy_ns, end_ns);
-    if (end != NULL)
+    int64_t span_ns = measure(lane, group, end, now_ns);
+    int64_t busy_ns = busy_ns_of(group, span_ns);
+    if (span_ns >= 0)
         learn(group, busy_ns);
+    account_busy(lane->last_end.our_ns - busy_ns, lane->last_end.our_ns);
     account.charged_ns -= group->charged_ns;
     account.in_flight -= group->launches;
     account.in_flight_ns -= group->cost_ns;
     account_unlock();
     account_unreserve(group->cost_ns);
     atomic_store(&account.progress_ns, now_ns);
-    lane->last_end_ns = end_ns;
 }
 
 static void leave_flight(struct lane *lane, CUevent end, int64_t now_ns) {
@@ -231,7 +238,8 @@ int64_t group_progress_ns(const struct lane *lane, int64_t now_ns, int64_t rest_
     const struct group *group = &lane->groups[lane->first];
     if (lane->count == 0 || group->mean_ns == 0) /* nothing, or nothing that is known */
         return 0;
-    int64_t since_ns = lane->last_end_ns > group->opened_ns ? lane->last_end_ns : group->opened_ns;
+    int64_t since_ns =
+        lane->last_end.our_ns > group->opened_ns ? lane->last_end.our_ns : group->opened_ns;
     int64_t most_ns = group->cost_ns > rest_ns ? group->cost_ns - rest_ns : 0;
     return now_ns - since_ns < most_ns ? now_ns - since_ns : most_ns;
 }

@@ -55,6 +55,7 @@ static void take(struct lane *lane, CUstream stream) {
     atomic_store_explicit(&lane->stream, stream, memory_order_relaxed);
     atomic_fetch_add_explicit(&lane->life, 1, memory_order_relaxed);
     lane->context = NULL;
+    lane->last_end_known = false;
     lane->credit_ns = -1;
 }
 

@@ -18,6 +18,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "context.h"
 #include "cuda_types.h"
 #include "estimate.h"
 #include "visibility.h"
@@ -96,7 +97,8 @@ struct lane {
     struct group group; /* the rest of the open group */
 
     CUcontext context;
-    int64_t last_end_ns; /* when the last complete group ended */
+    struct moment last_end; /* of the last complete group */
+    bool last_end_known;
     unsigned first, count;
     struct group groups[LANE_GROUPS]; /* closed, in flight: a ring */
 } __attribute__((aligned(64)));
