@@ -74,6 +74,26 @@ typedef enum {
 typedef void (*CUhostFn)(void *user_data);
 typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *user_data);
 
+typedef enum {
+    CU_STREAM_MEM_OP_WAIT_VALUE_32 = 1,
+    CU_STREAM_MEM_OP_WRITE_VALUE_32 = 2,
+    CU_STREAM_MEM_OP_WAIT_VALUE_64 = 4,
+    CU_STREAM_MEM_OP_WRITE_VALUE_64 = 5,
+} CUstreamBatchMemOpType;
+
+/* Waits and writes have one layout. */
+typedef union {
+    CUstreamBatchMemOpType operation;
+    struct {
+        CUstreamBatchMemOpType operation;
+        CUdeviceptr address;
+        uint64_t value;
+        unsigned flags;
+        CUdeviceptr alias;
+    } word;
+    uint64_t pad[6];
+} CUstreamBatchMemOpParams;
+
 /* --- devices, contexts --- */
 
 typedef enum {
@@ -410,6 +430,26 @@ typedef struct {
 } CUDA_HOST_NODE_PARAMS;
 
 typedef struct {
+    CUgraphNodeType type;
+    int reserved0[3];
+    union {
+        long long reserved1[29];
+        CUDA_KERNEL_NODE_PARAMS kernel;
+        struct {
+            int flags;
+            int reserved;
+            CUcontext copyCtx;
+            CUDA_MEMCPY3D copyParams;
+        } memcpy;
+        CUDA_MEMSET_NODE_PARAMS memset; /* and its context */
+        CUDA_HOST_NODE_PARAMS host;
+        CUgraph graph;
+        CUevent event; /* waited for, or recorded */
+    };
+    long long reserved2;
+} CUgraphNodeParams;
+
+typedef struct {
     unsigned char from_port;
     unsigned char to_port;
     unsigned char type;
@@ -507,7 +547,7 @@ CUresult cuCtxGetCacheConfig(int *config);
 CUresult cuCtxSetCacheConfig(int config);
 CUresult cuCtxResetPersistingL2Cache(void);
 
-/* --- modules, libraries, functions --- */
+/* --- modules and libraries --- */
 
 CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned count,
                             CUjit_option *options, void **values);
@@ -534,8 +574,9 @@ CUresult cuLibraryEnumerateKernels(CUkernel *kernels, unsigned count, CUlibrary 
 CUresult cuLibraryGetModule(CUmodule *module, CUlibrary library);
 CUresult cuLibraryGetGlobal(CUdeviceptr *address, size_t *bytes, CUlibrary library,
                             const char *name);
-CUresult cuKernelGetFunction(CUfunction *function, CUkernel kernel);
-CUresult cuKernelGetLibrary(CUlibrary *library, CUkernel kernel);
+
+/* --- functions --- */
+
 CUresult cuFuncGetModule(CUmodule *module, CUfunction function);
 CUresult cuFuncGetName(const char **name, CUfunction function);
 CUresult cuKernelGetName(const char **name, CUkernel kernel);
@@ -553,6 +594,8 @@ CUresult cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkerne
                               CUdevice device);
 CUresult cuFuncSetCacheConfig(CUfunction function, int config);
 CUresult cuKernelSetCacheConfig(CUkernel kernel, int config, CUdevice device);
+CUresult cuKernelGetFunction(CUfunction *function, CUkernel kernel);
+CUresult cuKernelGetLibrary(CUlibrary *library, CUkernel kernel);
 
 /* --- launches and occupancy --- */
 
@@ -617,6 +660,8 @@ CUresult cuStreamWriteValue32_v2(CUstream handle, CUdeviceptr address, uint32_t 
                                  unsigned flags);
 CUresult cuStreamWriteValue64_v2(CUstream handle, CUdeviceptr address, uint64_t value,
                                  unsigned flags);
+CUresult cuStreamBatchMemOp_v2(CUstream handle, unsigned count,
+                               CUstreamBatchMemOpParams *operations, unsigned flags);
 CUresult cuStreamAttachMemAsync(CUstream handle, CUdeviceptr address, size_t length,
                                 unsigned flags);
 
@@ -660,6 +705,19 @@ CUresult cuGraphCreate(CUgraph *graph, unsigned flags);
 CUresult cuGraphDestroy(CUgraph graph);
 CUresult cuGraphClone(CUgraph *copy, CUgraph graph);
 CUresult cuGraphNodeFindInClone(CUgraphNode *found, CUgraphNode original, CUgraph copy);
+CUresult cuGraphAddDependencies(CUgraph graph, const CUgraphNode *from, const CUgraphNode *to,
+                                size_t count);
+CUresult cuGraphAddDependencies_v2(CUgraph graph, const CUgraphNode *from, const CUgraphNode *to,
+                                   const CUgraphEdgeData *edges, size_t count);
+CUresult cuGraphGetNodes(CUgraph graph, CUgraphNode *nodes, size_t *count);
+CUresult cuGraphGetRootNodes(CUgraph graph, CUgraphNode *nodes, size_t *count);
+CUresult cuGraphGetEdges(CUgraph graph, CUgraphNode *from, CUgraphNode *to, size_t *count);
+CUresult cuGraphGetEdges_v2(CUgraph graph, CUgraphNode *from, CUgraphNode *to,
+                            CUgraphEdgeData *edges, size_t *count);
+CUresult cuGraphDestroyNode(CUgraphNode node);
+
+/* --- nodes of graphs --- */
+
 CUresult cuGraphAddKernelNode_v2(CUgraphNode *added, CUgraph graph, const CUgraphNode *after,
                                  size_t count, const CUDA_KERNEL_NODE_PARAMS *params);
 CUresult cuGraphAddKernelNode(CUgraphNode *added, CUgraph graph, const CUgraphNode *after,
@@ -679,15 +737,10 @@ CUresult cuGraphAddEventRecordNode(CUgraphNode *added, CUgraph graph, const CUgr
                                    size_t count, CUevent event);
 CUresult cuGraphAddEventWaitNode(CUgraphNode *added, CUgraph graph, const CUgraphNode *after,
                                  size_t count, CUevent event);
-CUresult cuGraphAddDependencies(CUgraph graph, const CUgraphNode *from, const CUgraphNode *to,
-                                size_t count);
-CUresult cuGraphAddDependencies_v2(CUgraph graph, const CUgraphNode *from, const CUgraphNode *to,
-                                   const CUgraphEdgeData *edges, size_t count);
-CUresult cuGraphGetNodes(CUgraph graph, CUgraphNode *nodes, size_t *count);
-CUresult cuGraphGetRootNodes(CUgraph graph, CUgraphNode *nodes, size_t *count);
-CUresult cuGraphGetEdges(CUgraph graph, CUgraphNode *from, CUgraphNode *to, size_t *count);
-CUresult cuGraphGetEdges_v2(CUgraph graph, CUgraphNode *from, CUgraphNode *to,
-                            CUgraphEdgeData *edges, size_t *count);
+CUresult cuGraphAddNode(CUgraphNode *added, CUgraph graph, const CUgraphNode *after, size_t count,
+                        CUgraphNodeParams *params);
+CUresult cuGraphAddNode_v2(CUgraphNode *added, CUgraph graph, const CUgraphNode *after,
+                           const CUgraphEdgeData *edges, size_t count, CUgraphNodeParams *params);
 CUresult cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType *type);
 CUresult cuGraphNodeGetDependencies(CUgraphNode node, CUgraphNode *after, size_t *count);
 CUresult cuGraphNodeGetDependencies_v2(CUgraphNode node, CUgraphNode *after, CUgraphEdgeData *edges,
@@ -695,12 +748,18 @@ CUresult cuGraphNodeGetDependencies_v2(CUgraphNode node, CUgraphNode *after, CUg
 CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph *graph);
 CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS *params);
 CUresult cuGraphKernelNodeGetParams(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS_v1 *params);
+CUresult cuGraphMemcpyNodeGetParams(CUgraphNode node, CUDA_MEMCPY3D *params);
+CUresult cuGraphMemsetNodeGetParams(CUgraphNode node, CUDA_MEMSET_NODE_PARAMS *params);
+CUresult cuGraphHostNodeGetParams(CUgraphNode node, CUDA_HOST_NODE_PARAMS *params);
 CUresult cuGraphKernelNodeSetParams_v2(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS *params);
 CUresult cuGraphKernelNodeSetParams(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v1 *params);
 CUresult cuGraphMemcpyNodeSetParams(CUgraphNode node, const CUDA_MEMCPY3D *params);
 CUresult cuGraphMemsetNodeSetParams(CUgraphNode node, const CUDA_MEMSET_NODE_PARAMS *params);
 CUresult cuGraphHostNodeSetParams(CUgraphNode node, const CUDA_HOST_NODE_PARAMS *params);
-CUresult cuGraphDestroyNode(CUgraphNode node);
+CUresult cuGraphNodeSetParams(CUgraphNode node, CUgraphNodeParams *params);
+
+/* --- executable graphs --- */
+
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long long flags);
 CUresult cuGraphInstantiate_v2(CUgraphExec *exec, CUgraph graph, CUgraphNode *error_node, char *log,
                                size_t log_bytes);
@@ -722,6 +781,7 @@ CUresult cuGraphExecMemsetNodeSetParams(CUgraphExec exec, CUgraphNode node,
                                         const CUDA_MEMSET_NODE_PARAMS *params, CUcontext context);
 CUresult cuGraphExecHostNodeSetParams(CUgraphExec exec, CUgraphNode node,
                                       const CUDA_HOST_NODE_PARAMS *params);
+CUresult cuGraphExecNodeSetParams(CUgraphExec exec, CUgraphNode node, CUgraphNodeParams *params);
 CUresult cuGraphNodeSetEnabled(CUgraphExec exec, CUgraphNode node, unsigned enabled);
 CUresult cuGraphNodeGetEnabled(CUgraphExec exec, CUgraphNode node, unsigned *enabled);
 CUresult cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdateResultInfo *info);
@@ -748,7 +808,7 @@ CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdevi
 CUresult cuPointerGetAttributes(unsigned count, CUpointer_attribute *attributes, void **data,
                                 CUdeviceptr address);
 
-/* --- copies and memsets --- */
+/* --- copies --- */
 
 CUresult cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t bytes);
 CUresult cuMemcpy_ptds(CUdeviceptr to, CUdeviceptr from, size_t bytes);
@@ -787,6 +847,14 @@ CUresult cuMemcpyHtoAAsync_v2(CUarray array, size_t offset, const void *from, si
                               CUstream stream);
 CUresult cuMemcpyAtoHAsync_v2(void *to, CUarray array, size_t offset, size_t bytes,
                               CUstream stream);
+CUresult cuMemPrefetchAsync_v2(CUdeviceptr address, size_t bytes, CUmemLocation location,
+                               unsigned flags, CUstream handle);
+CUresult cuMemPrefetchAsync(CUdeviceptr address, size_t bytes, CUdevice device, CUstream handle);
+CUresult cuMemAdvise_v2(CUdeviceptr address, size_t bytes, int advice, CUmemLocation location);
+CUresult cuMemAdvise(CUdeviceptr address, size_t bytes, int advice, CUdevice device);
+
+/* --- memsets --- */
+
 CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t count);
 CUresult cuMemsetD8_v2_ptds(CUdeviceptr to, unsigned char value, size_t count);
 CUresult cuMemsetD16_v2(CUdeviceptr to, unsigned short value, size_t count);
@@ -908,6 +976,12 @@ CUresult cuMemcpyHtoAAsync_v2_ptsz(CUarray array, size_t offset, const void *fro
                                    CUstream stream);
 CUresult cuMemcpyAtoHAsync_v2_ptsz(void *to, CUarray array, size_t offset, size_t bytes,
                                    CUstream stream);
+CUresult cuMemPrefetchAsync_v2_ptsz(CUdeviceptr address, size_t bytes, CUmemLocation location,
+                                    unsigned flags, CUstream handle);
+CUresult cuMemPrefetchAsync_ptsz(CUdeviceptr address, size_t bytes, CUdevice device,
+                                 CUstream handle);
+CUresult cuEventRecordWithFlags_ptsz(CUevent event, CUstream handle, unsigned flags);
+CUresult cuEventRecord_ptsz(CUevent event, CUstream handle);
 CUresult cuMemsetD8Async_ptsz(CUdeviceptr to, unsigned char value, size_t count, CUstream stream);
 CUresult cuMemsetD16Async_ptsz(CUdeviceptr to, unsigned short value, size_t count, CUstream stream);
 CUresult cuMemsetD32Async_ptsz(CUdeviceptr to, unsigned value, size_t count, CUstream stream);
@@ -917,8 +991,6 @@ CUresult cuMemsetD2D16Async_ptsz(CUdeviceptr to, size_t pitch, unsigned short va
                                  size_t height, CUstream stream);
 CUresult cuMemsetD2D32Async_ptsz(CUdeviceptr to, size_t pitch, unsigned value, size_t width,
                                  size_t height, CUstream stream);
-CUresult cuEventRecordWithFlags_ptsz(CUevent event, CUstream handle, unsigned flags);
-CUresult cuEventRecord_ptsz(CUevent event, CUstream handle);
 CUresult cuGraphLaunch_ptsz(CUgraphExec exec, CUstream handle);
 CUresult cuGraphUpload_ptsz(CUgraphExec exec, CUstream handle);
 CUresult cuLaunchKernel_ptsz(CUfunction kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z,
@@ -954,6 +1026,8 @@ CUresult cuStreamWriteValue32_v2_ptsz(CUstream handle, CUdeviceptr address, uint
                                       unsigned flags);
 CUresult cuStreamWriteValue64_v2_ptsz(CUstream handle, CUdeviceptr address, uint64_t value,
                                       unsigned flags);
+CUresult cuStreamBatchMemOp_v2_ptsz(CUstream handle, unsigned count,
+                                    CUstreamBatchMemOpParams *operations, unsigned flags);
 CUresult cuStreamAttachMemAsync_ptsz(CUstream handle, CUdeviceptr address, size_t length,
                                      unsigned flags);
 CUresult cuLaunchKernelEx_ptsz(const CUlaunchConfig *config, CUfunction kernel, void **params,

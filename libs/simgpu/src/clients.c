@@ -9,6 +9,8 @@ int simgpu_client_create(struct simgpu_device *device, uint32_t slot, uint32_t p
     struct simgpu_client *client = &device->clients[slot];
     if (client->state != SIMGPU_CLIENT_FREE)
         return -EBUSY;
+    if (device->clients_touched <= slot)
+        device->clients_touched = slot + 1;
     memset((char *)client + sizeof client->state, 0, sizeof *client - sizeof client->state);
     client->pid = pid;
     client->start_ticks = start_ticks;

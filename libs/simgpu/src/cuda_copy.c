@@ -1,4 +1,4 @@
-/* Copies and memsets. Their bytes move when the model has ended them (see cuda_submit.c). */
+/* Copies. Their bytes move when the model has ended them (see cuda_effect.c). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -106,8 +106,7 @@ static CUresult linear(CUdeviceptr to, CUdeviceptr from, size_t bytes, struct co
     return CUDA_SUCCESS;
 }
 
-/* Also across mappings that lie side by side. */
-static bool is_device_range(CUdeviceptr address, size_t bytes) {
+bool is_device_range(CUdeviceptr address, size_t bytes) {
     struct block block;
     for (CUdeviceptr end = address + bytes; address < end; address = block.start + block.bytes)
         if (!block_find((uintptr_t)address, &block) || block.kind == BLOCK_RESERVED)
@@ -447,126 +446,51 @@ CUDA_API CUresult cuMemcpyAtoHAsync_v2(void *to, CUarray array, size_t offset, s
     return box_in(stream, &params);
 }
 
-/* --- memsets --- */
+/* --- managed memory --- */
 
-CUresult fill_check(const struct fill *fill) {
-    if (!fill->width || !fill->height)
-        return CUDA_SUCCESS;
-    size_t span = fill->pitch * (fill->height - 1) + fill->width;
-    if (fill->address % fill->value_bytes || !is_device_range(fill->address, span) ||
-        (fill->height > 1 && fill->pitch < fill->width))
+/* Pages of managed memory are in no place here: a prefetch only takes the time of its link. */
+CUDA_API CUresult cuMemPrefetchAsync_v2(CUdeviceptr address, size_t bytes, CUmemLocation location,
+                                        unsigned flags, CUstream handle) {
+    struct stream *stream;
+    struct block block;
+    CUresult result = stream_of(handle, &stream);
+    if (result)
+        return result;
+    if (flags || !bytes || !block_find((uintptr_t)address, &block) || block.kind != BLOCK_MANAGED ||
+        address + bytes > block.start + block.bytes)
+        return CUDA_ERROR_INVALID_VALUE;
+    bool captured;
+    result = capture_of(stream, &captured);
+    if (result || captured)
+        return result ? result : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    bool to_device = location.type == CU_MEM_LOCATION_TYPE_DEVICE;
+    return submit(stream,
+                  simgpu_transfer(stream->context->gpu->shared.device,
+                                  to_device ? SIMGPU_COPY_H2D : SIMGPU_COPY_D2H, bytes),
+                  NULL, NULL, NULL);
+}
+
+CUDA_API CUresult cuMemPrefetchAsync(CUdeviceptr address, size_t bytes, CUdevice device,
+                                     CUstream handle) {
+    CUmemLocation location = {
+        .type = device < 0 ? CU_MEM_LOCATION_TYPE_HOST : CU_MEM_LOCATION_TYPE_DEVICE, .id = device};
+    return cuMemPrefetchAsync_v2(address, bytes, location, 0, handle);
+}
+
+CUDA_API CUresult cuMemAdvise_v2(CUdeviceptr address, size_t bytes, int advice,
+                                 CUmemLocation location) {
+    struct context *context;
+    struct block block;
+    (void)location;
+    CUresult result = enter_context(&context);
+    if (result)
+        return result;
+    if (advice < 1 || advice > 6 || !block_find((uintptr_t)address, &block) ||
+        block.kind != BLOCK_MANAGED || address + bytes > block.start + block.bytes)
         return CUDA_ERROR_INVALID_VALUE;
     return CUDA_SUCCESS;
 }
 
-CUresult fill_submit(struct stream *stream, const struct fill *fill) {
-    if (!fill->width || !fill->height)
-        return CUDA_SUCCESS;
-    struct effect *effect = effect_new(EFFECT_FILL);
-    if (!effect)
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    effect->region = (struct region){.to = (char *)(uintptr_t)fill->address,
-                                     .to_pitch = fill->pitch,
-                                     .width = fill->width,
-                                     .height = fill->height,
-                                     .depth = 1};
-    effect->value = fill->value;
-    effect->value_bytes = fill->value_bytes;
-    struct simgpu_work work = simgpu_transfer(stream->context->gpu->shared.device, SIMGPU_MEMSET,
-                                              fill->width * fill->height);
-    return submit(stream, work, effect, NULL, NULL);
-}
-
-static CUresult fill_in(CUstream handle, CUdeviceptr address, size_t pitch, unsigned value,
-                        unsigned value_bytes, size_t width, size_t height) {
-    struct stream *stream;
-    CUresult result = stream_of(handle, &stream);
-    if (result)
-        return result;
-    struct fill fill = {.address = address,
-                        .pitch = pitch,
-                        .width = width * value_bytes,
-                        .height = height,
-                        .value = value,
-                        .value_bytes = value_bytes};
-    result = fill_check(&fill);
-    if (result)
-        return result;
-    bool captured;
-    result = capture_of(stream, &captured);
-    if (result)
-        return result;
-    if (!captured)
-        return fill_submit(stream, &fill);
-    struct node node = {.type = CU_GRAPH_NODE_TYPE_MEMSET, .fill = fill};
-    return capture_node(stream, &node);
-}
-
-/* Memsets of device memory do not wait for their end, not even those without "Async". */
-CUDA_API CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t count) {
-    return fill_in(CU_STREAM_LEGACY, to, 0, value, 1, count, 1);
-}
-
-CUDA_API CUresult cuMemsetD8_v2_ptds(CUdeviceptr to, unsigned char value, size_t count) {
-    return fill_in(CU_STREAM_PER_THREAD, to, 0, value, 1, count, 1);
-}
-
-CUDA_API CUresult cuMemsetD16_v2(CUdeviceptr to, unsigned short value, size_t count) {
-    return fill_in(CU_STREAM_LEGACY, to, 0, value, 2, count, 1);
-}
-
-CUDA_API CUresult cuMemsetD16_v2_ptds(CUdeviceptr to, unsigned short value, size_t count) {
-    return fill_in(CU_STREAM_PER_THREAD, to, 0, value, 2, count, 1);
-}
-
-CUDA_API CUresult cuMemsetD32_v2(CUdeviceptr to, unsigned value, size_t count) {
-    return fill_in(CU_STREAM_LEGACY, to, 0, value, 4, count, 1);
-}
-
-CUDA_API CUresult cuMemsetD32_v2_ptds(CUdeviceptr to, unsigned value, size_t count) {
-    return fill_in(CU_STREAM_PER_THREAD, to, 0, value, 4, count, 1);
-}
-
-CUDA_API CUresult cuMemsetD2D8_v2(CUdeviceptr to, size_t pitch, unsigned char value, size_t width,
-                                  size_t height) {
-    return fill_in(CU_STREAM_LEGACY, to, pitch, value, 1, width, height);
-}
-
-CUDA_API CUresult cuMemsetD2D16_v2(CUdeviceptr to, size_t pitch, unsigned short value, size_t width,
-                                   size_t height) {
-    return fill_in(CU_STREAM_LEGACY, to, pitch, value, 2, width, height);
-}
-
-CUDA_API CUresult cuMemsetD2D32_v2(CUdeviceptr to, size_t pitch, unsigned value, size_t width,
-                                   size_t height) {
-    return fill_in(CU_STREAM_LEGACY, to, pitch, value, 4, width, height);
-}
-
-CUDA_API CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count,
-                                  CUstream stream) {
-    return fill_in(stream, to, 0, value, 1, count, 1);
-}
-
-CUDA_API CUresult cuMemsetD16Async(CUdeviceptr to, unsigned short value, size_t count,
-                                   CUstream stream) {
-    return fill_in(stream, to, 0, value, 2, count, 1);
-}
-
-CUDA_API CUresult cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t count, CUstream stream) {
-    return fill_in(stream, to, 0, value, 4, count, 1);
-}
-
-CUDA_API CUresult cuMemsetD2D8Async(CUdeviceptr to, size_t pitch, unsigned char value, size_t width,
-                                    size_t height, CUstream stream) {
-    return fill_in(stream, to, pitch, value, 1, width, height);
-}
-
-CUDA_API CUresult cuMemsetD2D16Async(CUdeviceptr to, size_t pitch, unsigned short value,
-                                     size_t width, size_t height, CUstream stream) {
-    return fill_in(stream, to, pitch, value, 2, width, height);
-}
-
-CUDA_API CUresult cuMemsetD2D32Async(CUdeviceptr to, size_t pitch, unsigned value, size_t width,
-                                     size_t height, CUstream stream) {
-    return fill_in(stream, to, pitch, value, 4, width, height);
+CUDA_API CUresult cuMemAdvise(CUdeviceptr address, size_t bytes, int advice, CUdevice device) {
+    return cuMemAdvise_v2(address, bytes, advice, (CUmemLocation){.id = device});
 }

@@ -101,6 +101,13 @@ CUresult gpu_lock(struct gpu *gpu);
 void gpu_unlock(struct gpu *gpu);
 CUresult gpu_of(CUdevice device, struct gpu **gpu);
 
+/* --- being a client (cuda_client.c) --- */
+
+/* Enters this process on the device. With driver.mutex held, and the device locked. */
+CUresult become_client(struct gpu *gpu);
+/* Share of the SMs that a context created now may use: MPS looks at its variable only then. */
+double thread_share(const struct gpu *gpu, unsigned sm_count);
+
 /* --- contexts (cuda_context.c) --- */
 
 struct context {
@@ -162,7 +169,9 @@ CUresult event_record(struct stream *stream, struct event *event);
 CUresult event_wait(struct stream *stream, struct event *event);
 void events_forget(struct context *context);
 
-/* --- submitting and waiting (cuda_submit.c) --- */
+/* --- submitting and waiting (cuda_submit.c, cuda_effect.c, cuda_call.c) --- */
+
+enum { HELPER_EFFECTS_NS = 2 * 1000 * 1000 }; /* how long an effect may go unseen without a call */
 
 /* What happens to memory when an operation has ended. */
 struct region {
@@ -215,6 +224,11 @@ struct simgpu_work mark_work(void);                        /* takes no time */
 struct simgpu_work endless_work(enum simgpu_op_kind kind); /* ends with its call */
 /* A write of a word (`write`), or a wait for one (`wait`). */
 CUresult word_submit(struct stream *stream, const struct effect *write, const struct call *wait);
+
+/* The helper calls it, or looks for its word, in its turn. The device is locked. */
+void add_call(struct gpu *gpu, const struct call *call, uint32_t op);
+/* Makes the helper look by `until_ns` at the latest. The device is locked. */
+void want_helper(struct gpu *gpu, uint64_t until_ns);
 
 CUresult wait_stream(struct gpu *gpu, uint32_t stream, uint64_t sequence);
 CUresult wait_context(struct context *context);

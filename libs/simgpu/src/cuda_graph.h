@@ -39,6 +39,23 @@ void graph_free(struct graph *graph);
 struct node *graph_add(struct graph *graph, const struct node *content, struct node *const *after,
                        size_t count);
 
+/* Gives a kernel node its own copy of the parameters. */
+bool own_params(struct node *node, const char *params);
+CUresult check_graph(CUgraph graph);
+CUresult check_node(CUgraphNode node);
+CUresult add_node(CUgraphNode *added, CUgraph graph, const CUgraphNode *after, size_t count,
+                  const struct node *content);
+
+/* Contents of nodes from what programs hand in; kernel parameters go to `params`. */
+CUresult node_kernel(const CUDA_KERNEL_NODE_PARAMS *p, struct node *content, char params[4096]);
+CUDA_KERNEL_NODE_PARAMS node_kernel_v1(const CUDA_KERNEL_NODE_PARAMS_v1 *p); /* as today's */
+CUresult node_copy(const CUDA_MEMCPY3D *params, struct node *content);
+CUresult node_fill(const CUDA_MEMSET_NODE_PARAMS *p, struct node *content);
+CUresult node_host(const CUDA_HOST_NODE_PARAMS *params, struct node *content);
+CUresult node_any(const CUgraphNodeParams *p, struct node *content, char params[4096]);
+/* Puts another content of the same type into a node. */
+CUresult node_set(struct node *node, const struct node *content);
+
 /* A graph in order of execution, divided into branches: chains of nodes. Branch 0 runs in the
  * stream of the launch, others in streams of the executable graph. */
 struct step {

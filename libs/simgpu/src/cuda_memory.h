@@ -4,7 +4,7 @@
 
 #include "cuda_driver.h"
 
-/* --- memory (cuda_memory.c) --- */
+/* --- memory (cuda_block.c, cuda_memory.c) --- */
 
 enum block_kind {
     BLOCK_DEVICE,
@@ -99,7 +99,7 @@ struct mipmap {
 /* Where an array's bytes are. */
 CUresult array_place(CUarray array, char **start, size_t *pitch, size_t *slice);
 
-/* --- copies (cuda_copy.c) --- */
+/* --- copies and memsets (cuda_copy.c, cuda_fill.c) --- */
 
 struct copy {
     enum simgpu_op_kind kind;
@@ -113,6 +113,8 @@ struct fill {
     unsigned value, value_bytes;
 };
 
+/* Whether all of it is memory of devices; also across mappings that lie side by side. */
+bool is_device_range(CUdeviceptr address, size_t bytes);
 CUresult copy_of(const CUDA_MEMCPY3D *params, struct copy *copy);
 CUresult copy_submit(struct stream *stream, const struct copy *copy, bool synchronous);
 CUresult fill_check(const struct fill *fill);

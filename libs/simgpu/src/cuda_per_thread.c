@@ -104,6 +104,25 @@ CUDA_API CUresult cuMemcpyAtoHAsync_v2_ptsz(void *to, CUarray array, size_t offs
     return cuMemcpyAtoHAsync_v2(to, array, offset, bytes, own_stream(stream));
 }
 
+CUDA_API CUresult cuMemPrefetchAsync_v2_ptsz(CUdeviceptr address, size_t bytes,
+                                             CUmemLocation location, unsigned flags,
+                                             CUstream handle) {
+    return cuMemPrefetchAsync_v2(address, bytes, location, flags, own_stream(handle));
+}
+
+CUDA_API CUresult cuMemPrefetchAsync_ptsz(CUdeviceptr address, size_t bytes, CUdevice device,
+                                          CUstream handle) {
+    return cuMemPrefetchAsync(address, bytes, device, own_stream(handle));
+}
+
+CUDA_API CUresult cuEventRecordWithFlags_ptsz(CUevent event, CUstream handle, unsigned flags) {
+    return cuEventRecordWithFlags(event, own_stream(handle), flags);
+}
+
+CUDA_API CUresult cuEventRecord_ptsz(CUevent event, CUstream handle) {
+    return cuEventRecord(event, own_stream(handle));
+}
+
 CUDA_API CUresult cuMemsetD8Async_ptsz(CUdeviceptr to, unsigned char value, size_t count,
                                        CUstream stream) {
     return cuMemsetD8Async(to, value, count, own_stream(stream));
@@ -132,14 +151,6 @@ CUDA_API CUresult cuMemsetD2D16Async_ptsz(CUdeviceptr to, size_t pitch, unsigned
 CUDA_API CUresult cuMemsetD2D32Async_ptsz(CUdeviceptr to, size_t pitch, unsigned value,
                                           size_t width, size_t height, CUstream stream) {
     return cuMemsetD2D32Async(to, pitch, value, width, height, own_stream(stream));
-}
-
-CUDA_API CUresult cuEventRecordWithFlags_ptsz(CUevent event, CUstream handle, unsigned flags) {
-    return cuEventRecordWithFlags(event, own_stream(handle), flags);
-}
-
-CUDA_API CUresult cuEventRecord_ptsz(CUevent event, CUstream handle) {
-    return cuEventRecord(event, own_stream(handle));
 }
 
 CUDA_API CUresult cuGraphLaunch_ptsz(CUgraphExec exec, CUstream handle) {
@@ -249,6 +260,11 @@ CUDA_API CUresult cuStreamWriteValue32_v2_ptsz(CUstream handle, CUdeviceptr addr
 CUDA_API CUresult cuStreamWriteValue64_v2_ptsz(CUstream handle, CUdeviceptr address, uint64_t value,
                                                unsigned flags) {
     return cuStreamWriteValue64_v2(own_stream(handle), address, value, flags);
+}
+
+CUDA_API CUresult cuStreamBatchMemOp_v2_ptsz(CUstream handle, unsigned count,
+                                             CUstreamBatchMemOpParams *operations, unsigned flags) {
+    return cuStreamBatchMemOp_v2(own_stream(handle), count, operations, flags);
 }
 
 CUDA_API CUresult cuStreamAttachMemAsync_ptsz(CUstream handle, CUdeviceptr address, size_t length,

@@ -351,6 +351,34 @@ CUDA_API CUresult cuStreamWriteValue64_v2(CUstream handle, CUdeviceptr address, 
     return write_value(handle, address, value, 8, flags);
 }
 
+CUDA_API CUresult cuStreamBatchMemOp_v2(CUstream handle, unsigned count,
+                                        CUstreamBatchMemOpParams *operations, unsigned flags) {
+    if (!operations || count > 256 || flags)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = CUDA_SUCCESS;
+    for (unsigned i = 0; i < count && result == CUDA_SUCCESS; i++) {
+        const CUstreamBatchMemOpParams *o = &operations[i];
+        switch (o->operation) {
+        case CU_STREAM_MEM_OP_WAIT_VALUE_32:
+            result = wait_value(handle, o->word.address, (uint32_t)o->word.value, 4, o->word.flags);
+            break;
+        case CU_STREAM_MEM_OP_WAIT_VALUE_64:
+            result = wait_value(handle, o->word.address, o->word.value, 8, o->word.flags);
+            break;
+        case CU_STREAM_MEM_OP_WRITE_VALUE_32:
+            result =
+                write_value(handle, o->word.address, (uint32_t)o->word.value, 4, o->word.flags);
+            break;
+        case CU_STREAM_MEM_OP_WRITE_VALUE_64:
+            result = write_value(handle, o->word.address, o->word.value, 8, o->word.flags);
+            break;
+        default:
+            result = CUDA_ERROR_NOT_SUPPORTED;
+        }
+    }
+    return result;
+}
+
 CUDA_API CUresult cuStreamAttachMemAsync(CUstream handle, CUdeviceptr address, size_t length,
                                          unsigned flags) {
     struct stream *stream;

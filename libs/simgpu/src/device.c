@@ -155,7 +155,7 @@ bool simgpu_life_is_held(const struct simgpu *gpu, unsigned life) {
 
 static void bury_the_dead(struct simgpu *gpu) {
     struct simgpu_device *device = gpu->device;
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++)
+    for (uint32_t i = 0; i < device->clients_touched; i++)
         if (device->clients[i].state == SIMGPU_CLIENT_USED && !simgpu_life_is_held(gpu, i))
             simgpu_client_bury(device, i);
     for (uint32_t i = 0; i < SIMGPU_MPS_RECORDS; i++) {

@@ -320,7 +320,7 @@ struct simgpu_device {
     _Atomic uint64_t throttle_reasons; /* bits of nvmlClocksEventReasons, as injected */
 
     /* Slots below these marks have been in use: raised before a slot is used. */
-    _Atomic uint32_t ops_touched, streams_touched, events_touched;
+    _Atomic uint32_t ops_touched, streams_touched, events_touched, clients_touched;
     uint32_t ops_free, events_free; /* derived: heads of the free lists */
 
     uint32_t lane_count;                /* derived */

@@ -12,14 +12,14 @@ static void record(struct simgpu_device *device, uint32_t xid, uint32_t pid) {
 static void fail_all(struct simgpu_device *device, int32_t error) {
     for (uint32_t i = 0; i < SIMGPU_MPS_RECORDS; i++)
         simgpu_mps_fault(device, i, error);
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++)
+    for (uint32_t i = 0; i < device->clients_touched; i++)
         if (device->clients[i].state == SIMGPU_CLIENT_USED)
             simgpu_client_fail(device, i, error);
 }
 
 /* The culprit alone, or with everybody who shares its server (`spreads`). */
 static void fail_culprit(struct simgpu_device *device, uint32_t pid, int32_t error, bool spreads) {
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++) {
+    for (uint32_t i = 0; i < device->clients_touched; i++) {
         struct simgpu_client *client = &device->clients[i];
         if (client->state != SIMGPU_CLIENT_USED || (pid && client->pid != pid))
             continue;

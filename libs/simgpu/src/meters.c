@@ -100,7 +100,7 @@ void simgpu_meters(struct simgpu_device *device, const struct simgpu_running *ru
     }
     struct history history = of_device(device);
     move(&device->meter, &history, device->now_ns, &all);
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++)
+    for (uint32_t i = 0; i < device->clients_touched; i++)
         if (device->flowing[i])
             device->flowing[i] = 2; /* unless it runs something still */
     for (uint32_t i = 0; i < client_count; i++) {
@@ -109,7 +109,7 @@ void simgpu_meters(struct simgpu_device *device, const struct simgpu_running *ru
         move(&client->meter, &history, device->now_ns, &flows[i]);
         device->flowing[clients[i]] = 1;
     }
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++) {
+    for (uint32_t i = 0; i < device->clients_touched; i++) {
         if (device->flowing[i] != 2)
             continue;
         history = of_client(&device->clients[i]);

@@ -69,7 +69,7 @@ static void forget_queues(struct simgpu_device *device) {
     device->lane_count = 0;
     for (uint32_t i = 0; i < SIMGPU_CONTEXTS; i++)
         device->contexts[i].queued = device->contexts[i].kernels = 0;
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++) {
+    for (uint32_t i = 0; i < device->clients_touched; i++) {
         device->clients[i].unfinished = 0;
         device->clients[i].ended_first = device->clients[i].ended_last = SIMGPU_NONE;
     }
@@ -200,13 +200,13 @@ static void count_last_entry(struct simgpu_device *device) {
 }
 
 static void recount_memory(struct simgpu_device *device) {
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++)
+    for (uint32_t i = 0; i < device->clients_touched; i++)
         device->clients[i].context_bytes = 0;
     for (uint32_t i = 0; i < SIMGPU_CONTEXTS; i++)
         if (device->contexts[i].state == SIMGPU_USED)
             device->clients[device->contexts[i].client].context_bytes += device->contexts[i].bytes;
     uint64_t used = 0;
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++)
+    for (uint32_t i = 0; i < device->clients_touched; i++)
         if (device->clients[i].state == SIMGPU_CLIENT_USED)
             used += device->clients[i].memory_bytes + device->clients[i].context_bytes;
     device->memory_used_bytes = used;
@@ -215,7 +215,7 @@ static void recount_memory(struct simgpu_device *device) {
 static void complete_faults(struct simgpu_device *device) {
     if (device->lost)
         simgpu_lose(device);
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++) {
+    for (uint32_t i = 0; i < device->clients_touched; i++) {
         struct simgpu_client *client = &device->clients[i];
         if (client->state != SIMGPU_CLIENT_USED)
             continue;

@@ -62,7 +62,7 @@ bool simgpu_mps_serves(const struct simgpu_device *device, uint32_t mps, uint32_
 }
 
 static void fail_clients(struct simgpu_device *device, uint32_t mps, int32_t error) {
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++)
+    for (uint32_t i = 0; i < device->clients_touched; i++)
         if (simgpu_mps_serves(device, mps, i))
             simgpu_client_fail(device, i, error);
 }
@@ -108,7 +108,7 @@ void simgpu_mps_fault(struct simgpu_device *device, uint32_t slot, int32_t error
 void simgpu_mps_left(struct simgpu_device *device, uint32_t slot) {
     if (device->mps[slot].state != SIMGPU_MPS_FAULTED)
         return;
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++)
+    for (uint32_t i = 0; i < device->clients_touched; i++)
         if (simgpu_mps_serves(device, slot, i))
             return;
     device->mps[slot].state = SIMGPU_MPS_READY;
@@ -116,7 +116,7 @@ void simgpu_mps_left(struct simgpu_device *device, uint32_t slot) {
 }
 
 int simgpu_mps_terminate_client(struct simgpu_device *device, uint32_t mps, uint32_t pid) {
-    for (uint32_t i = 0; i < SIMGPU_CLIENTS; i++) {
+    for (uint32_t i = 0; i < device->clients_touched; i++) {
         if (!simgpu_mps_serves(device, mps, i) || device->clients[i].pid != pid)
             continue;
         simgpu_client_fail(device, i, SIMGPU_ERROR_MPS_CLIENT_TERMINATED);

@@ -292,3 +292,34 @@ def a_graph_of_more_nodes_than_the_queue_holds_runs_whole() -> None:
     call("cuGraphLaunch", c_void_p(_executable(graph.value or 0)), c_void_p(one))
     synchronize(one)
     assert word.value == 2500
+
+
+class _Node(ctypes.Structure):
+    """CUgraphNodeParams with a kernel in it."""
+
+    _fields_ = [
+        ("type", c_int),
+        ("reserved", c_int * 3),
+        ("kernel", _Kernel),
+        ("rest", ctypes.c_uint8 * (232 - ctypes.sizeof(_Kernel))),
+        ("end", c_uint64),
+    ]
+
+
+def a_node_of_any_type_can_be_added_and_changed() -> None:
+    context()
+    graph, one = _graph(), stream()
+    assert ctypes.sizeof(_Node) == 256
+    work = _work(2 * MS)
+    node = made("cuGraphAddNode_v2", graph, None, None, c_size_t(0), byref(_Node(type=0, kernel=work)))
+    executable = _executable(graph)
+    assert near(_timed(executable, one), 2)
+    longer = _work(6 * MS)
+    parameters = _Node(type=0, kernel=longer)
+    call("cuGraphExecNodeSetParams", c_void_p(executable), c_void_p(node), byref(parameters))
+    assert near(_timed(executable, one), 6)
+    call("cuGraphNodeSetParams", c_void_p(node), byref(parameters))
+    assert near(_timed(_executable(graph), one), 6)
+    refused = _Node(type=13)
+    unsupported = code("cuGraphAddNode_v2", byref(c_void_p()), c_void_p(graph), None, None, c_size_t(0), byref(refused))
+    assert unsupported == 801

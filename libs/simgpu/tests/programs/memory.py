@@ -303,6 +303,24 @@ def pointers_tell_what_they_are() -> None:
     assert (base.value, size.value) == (address, 4096)
 
 
+def managed_memory_is_prefetched_at_the_speed_of_its_link() -> None:
+    context()
+    one, size = stream(), 24 * 1000 * 1000
+    managed, plain = made("cuMemAllocManaged", c_size_t(size), 1), allocate(4096)
+    location = c_uint64(1)  # the first device
+    gate = Gate()
+    gate.hold(one)
+    call("cuMemPrefetchAsync_v2", c_void_p(managed), c_size_t(size), location, 0, c_void_p(one))
+    end = record(event(), one)
+    gate.open()
+    synchronize(one)
+    assert near(elapsed(gate.event, end), 2.002)
+    c_uint32.from_address(managed).value = 5
+    assert from_device(managed, 4) == b"\5\0\0\0"
+    assert code("cuMemAdvise_v2", c_void_p(managed), c_size_t(size), 1, location) == 0
+    assert code("cuMemAdvise_v2", c_void_p(plain), c_size_t(4096), 1, location) == INVALID_VALUE
+
+
 def host_memory_is_registered_once() -> None:
     context()
     buffer = ctypes.create_string_buffer(8192)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from ctypes import CFUNCTYPE, byref, c_int, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, Structure, byref, c_int, c_uint32, c_uint64, c_void_p
 
 from cuda_calls import (
     MS,
@@ -336,6 +336,32 @@ def a_stream_writes_words_in_its_order() -> None:
     gate.open()
     synchronize(one)
     assert word.value == 9
+
+
+class _BatchOperation(Structure):
+    _fields_ = [
+        ("operation", c_int),
+        ("address", c_uint64),
+        ("value", c_uint64),
+        ("flags", c_uint32),
+        ("alias", c_uint64),
+        ("pad", c_uint64),
+    ]
+
+
+def words_are_waited_for_and_written_in_batches() -> None:
+    context()
+    one, word, answer = stream(), Word(), Word()
+    wait_32, write_32 = 1, 2
+    batch = (_BatchOperation * 2)(
+        _BatchOperation(operation=wait_32, address=word.address, value=3, flags=1),
+        _BatchOperation(operation=write_32, address=answer.address, value=4),
+    )
+    call("cuStreamBatchMemOp_v2", c_void_p(one), 2, batch, 0)
+    assert query(one) == NOT_READY
+    word.value = 3
+    synchronize(one)
+    assert answer.value == 4
 
 
 def what_a_stream_has_done_is_seen_without_a_call() -> None:
