@@ -8,6 +8,7 @@
 struct account account;
 static struct budget budget;
 static struct budget_shares shares;
+static _Atomic bool unlimited; /* of late */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 void account_lock(void) {
@@ -65,6 +66,8 @@ int64_t account_widen(int64_t window_ns) {
 
 static int64_t wait_ns_after(const struct job_others *others, int64_t now_ns, uint32_t permille) {
     account_lock();
+    if (atomic_exchange(&unlimited, false)) /* nothing was kept account of: it starts anew */
+        budget = (struct budget){.at_ns = 0};
     int64_t own_ns = (int64_t)account.busy_ns + account.charged_ns;
     budget_bring(&budget, now_ns, own_ns + others->spent_ns, permille);
     budget_share(&shares, now_ns, own_ns, others->spent_ns);
@@ -77,9 +80,11 @@ static int64_t wait_ns_after(const struct job_others *others, int64_t now_ns, ui
 /* What others spend is looked at now and then, and once more before anything is launched: processes
  * that wait for the same budget would otherwise all go at once. */
 int64_t account_budget_wait_ns(int64_t now_ns, uint32_t permille) {
+    if (permille >= 1000) {
+        atomic_store_explicit(&unlimited, true, memory_order_relaxed);
+        return 0;
+    }
     struct job_others others = {.wanting = 0};
-    if (permille >= 1000)
-        return wait_ns_after(&others, now_ns, permille);
     job_look_at_others(&others, now_ns, JOB_LOOK_NS);
     int64_t wait_ns = wait_ns_after(&others, now_ns, permille);
     if (wait_ns > 0)
