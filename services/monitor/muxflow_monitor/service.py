@@ -78,6 +78,8 @@ class Monitor(Service[MonitorSettings]):
         self._watches: dict[str, DeviceWatch] = {}
         self._xids: XidWatch | None = None
         self._telling: Telling | None = None
+        self._epochs: dict[str, int] = {}
+        """Of the state that was told last, by GPU."""
 
     async def start(self) -> None:
         """Begin to watch; the bus may be away."""
@@ -174,6 +176,7 @@ class Monitor(Service[MonitorSettings]):
             page=Page(lambda: self._page(directory, gpu)),
             rhythm=Rhythm(period_ms=self._section.period_ms, part=part),
             policy=self._section.policy,
+            tell_again_s=self._section.tell_again_s,
             memory=self._memories.of_this_boot(kept),
             metrics=self._metrics.of(gpu.uuid),
             tell=self._telling.tell,
@@ -202,7 +205,8 @@ class Monitor(Service[MonitorSettings]):
     # --- telling
 
     def _about_to_tell(self, event: Event) -> None:
-        if isinstance(event, DeviceState):
+        if isinstance(event, DeviceState) and self._epochs.get(event.gpu) != event.epoch:
+            self._epochs[event.gpu] = event.epoch
             self.log.info("device", gpu=event.gpu, state=event.state.value, epoch=event.epoch, cause=event.cause)
             self._keep(self._watches[event.gpu])
 

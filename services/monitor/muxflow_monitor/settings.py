@@ -45,6 +45,8 @@ class MonitorSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Without a look for this long, offline launches freeze. Five periods: a late look is common on a busy node."""
     beacon_holdoff_us: Annotated[int, Meta(ge=0, le=1_000_000)] = 500
     """No offline launch within this time of an online one, where online processes run with the beacon."""
+    tell_again_s: Annotated[float, Meta(ge=1, le=43_200)] = 21_600
+    """A device's state that lasts is told again after this, with the same epoch: the bus forgets what is a week old."""
     policy: DevicePolicy = DevicePolicy()
     online: dict[str, OnlineWorkload] = {}
     """Online workloads by name; those of ``online.toml`` come beside them, and replace one of the same name."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Final
 
@@ -93,13 +94,17 @@ class DeviceWatch:
         page: Page,
         rhythm: Rhythm,
         policy: DevicePolicy,
+        tell_again_s: float,
         memory: DeviceMemory | None,
         metrics: GpuMetrics,
         tell: Callable[[Event], None],
         on_found: Callable[[], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        """`memory` is an earlier monitor's, of the same boot. The callables are called from the thread."""
+        """A state that lasts is told again every `tell_again_s`. `memory` is an earlier monitor's, of the same boot.
+
+        The callables are called from the thread.
+        """
         self.gpu = gpu
         self._node = node
         self._nvml = nvml
@@ -111,6 +116,10 @@ class DeviceWatch:
         self._tell = tell
         self._on_found = on_found
         self._on_failure = on_failure
+        self._tell_again_ns = int(tell_again_s * _SECOND_NS)
+        self._told: DeviceState | None = None
+        self._told_ns = 0
+        self._repeats = 0
         self._memory = memory or DeviceMemory(epoch=page.epoch)
         self._peak = Peak()
         self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
@@ -198,6 +207,8 @@ class DeviceWatch:
                 self._take(sight)
         self._page.beat()
         self.beat_ns = time.monotonic_ns()
+        if self._told is not None and self.beat_ns - self._told_ns >= self._tell_again_ns:
+            self._repeat(self._told)
 
     def _take(self, sight: Sight) -> None:
         readings = sight.readings
@@ -220,7 +231,8 @@ class DeviceWatch:
         for instruction in outcome.instructions:
             match instruction:
                 case Tell():
-                    self._tell(self._state(instruction))
+                    self._told, self._told_ns, self._repeats = self._state(instruction), time.monotonic_ns(), 0
+                    self._tell(self._told)
                 case Alert():
                     self._tell(self._alert(instruction))
 
@@ -299,6 +311,23 @@ class DeviceWatch:
 
     # --- events
 
+    def _repeat(self, told: DeviceState) -> None:
+        """Tell a state that lasts once more, before the bus has forgotten it. By this thread, so that it never comes
+        after a newer one. It has the epoch of the change, and an id of its own.
+        """
+        self._told_ns = time.monotonic_ns()
+        self._repeats += 1
+        self._tell(
+            msgspec.structs.replace(
+                told,
+                id=f"{told.id}.again.{self._repeats}",
+                recovery=recovery(self._memory, self._policy),
+                budget_permille=self.view.sample.budget_permille,
+                sample=self.view.sample,
+                time_ns=time.time_ns(),
+            )
+        )
+
     def _fault(self, kind: str, message: str, *, xid: int | None = None, contained: bool | None) -> None:
         self._metrics.fault(kind)
         self._tell(
@@ -325,6 +354,7 @@ class DeviceWatch:
     def _state(self, tell: Tell) -> DeviceState:
         now_ns = time.time_ns()
         return DeviceState(
+            id=uuid.uuid4().hex,
             node=self._node,
             gpu=self.gpu.uuid,
             state=tell.state,

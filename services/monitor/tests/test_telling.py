@@ -64,6 +64,23 @@ async def test_every_device_tells_its_first_state_and_each_change_with_its_cause
         assert abs(second.since_ns - second.time_ns) < 5e9
 
 
+async def test_a_state_that_lasts_is_told_again_and_is_no_change(operator: Bus, make_node: MakeNode) -> None:
+    node = make_node(tell_again_s=1)
+    heard = await Heard.on(operator, DEVICES_STATE)
+    uuid = node.uuids[0]
+    await until(lambda: heard.states(uuid)[-3:] == ["healthy"] * 3, "the state twice more")
+    first, again, once_more = heard.of(DeviceState, gpu=uuid, state=DeviceCondition.HEALTHY)[:3]
+    assert [again.id, once_more.id] == [f"{first.id}.again.1", f"{first.id}.again.2"]
+    for event in (again, once_more):
+        assert (event.epoch, event.since_ns, event.cause) == (first.epoch, first.since_ns, first.cause)
+        assert event.time_ns - first.time_ns > 0.9e9
+    assert len([line for line in node.logged("device") if line["gpu"] == uuid]) == 2  # init, healthy
+    await wish(operator, uuid, enabled=False)
+    await until(lambda: heard.states(uuid)[-2:] == ["disabled"] * 2, "the next state, and again")
+    epochs = [event.epoch for event in heard.of(DeviceState, gpu=uuid)]
+    assert epochs == sorted(epochs)
+
+
 async def test_telemetry_holds_all_gpus_once_a_second_and_null_for_what_a_kind_does_not_give(
     operator: Bus, make_node: MakeNode
 ) -> None:

@@ -86,6 +86,7 @@ class Bench:
             page=Page(lambda: DevicePageWriter(directory, uuid=GPU.uuid, stale_after_ms=300)),
             rhythm=Rhythm(period_ms=20),
             policy=POLICY,
+            tell_again_s=3600.0,
             memory=None,
             metrics=MonitorMetrics(CollectorRegistry()).of(GPU.uuid),
             tell=self.told.append,

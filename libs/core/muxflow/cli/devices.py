@@ -72,7 +72,7 @@ async def explain(
     async with session.connect() as client:
         found = gpus.meant(device, await client.devices())
         changes = DEVICES_STATE.of(node=found.node, gpu=found.gpu.uuid)
-        story = [each async for each in client.events(changes, since_s=since or STORY_S, follow=False)]
+        story = without_repeats([each async for each in client.events(changes, since_s=since or STORY_S, follow=False)])
     if session.as_json:
         output.json({"device": found, "story": [each.event for each in story]})
         return
@@ -85,6 +85,15 @@ async def explain(
         return
     columns = ["AGO", "STATE", "BUDGET", "ONLINE", "BUSY", "BECAUSE"]
     output.table(columns, [_change(each) for each in story], wide="BECAUSE")
+
+
+def without_repeats(story: list[Received]) -> list[Received]:
+    """Leave out what was told again of a state that lasted: it has the epoch of the change."""
+    return [
+        each
+        for before, each in zip([None, *story], story, strict=False)
+        if before is None or (before.event.epoch, before.event.since_ns) != (each.event.epoch, each.event.since_ns)
+    ]
 
 
 def _now(device: DeviceSummary) -> list[tuple[str, output.Cell]]:

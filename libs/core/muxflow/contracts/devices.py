@@ -55,7 +55,7 @@ class NodeTelemetry(Event, frozen=True, kw_only=True):
 
 
 class DeviceState(Event, frozen=True, kw_only=True):
-    """A device changed its state."""
+    """A device changed its state; or, with the epoch of what was told before, is still in it."""
 
     node: str
     gpu: str
@@ -68,10 +68,10 @@ class DeviceState(Event, frozen=True, kw_only=True):
     recovery: str = ""
     """What has to happen before the device takes new work, in words for people; empty when it does."""
     epoch: Count = 0
-    """Number of the transition on the device page."""
+    """Number of the transition on the device page. The same one again is no new change."""
     budget_permille: Permille | None = None
     sample: GpuSample | None = None
-    """The readings that caused the change."""
+    """The readings that caused the change; when it is told again, those of that moment."""
 
 
 class DeviceFault(Event, frozen=True, kw_only=True):

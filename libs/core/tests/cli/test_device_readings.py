@@ -6,8 +6,10 @@ import pytest
 from msgspec.structs import replace
 
 from muxflow.cli import readings
+from muxflow.cli.devices import without_repeats
+from muxflow.client import Received
 from muxflow.client.devices import readings_of, up_to_date
-from muxflow.contracts import DeviceCondition, DeviceSummary, Gpu, GpuSample, NodeTelemetry
+from muxflow.contracts import DeviceCondition, DeviceState, DeviceSummary, Gpu, GpuSample, NodeTelemetry
 
 SECOND_NS = 10**9
 NOW_NS = 1_790_000_000 * SECOND_NS
@@ -83,3 +85,21 @@ def test_readings_grow_old() -> None:
 )
 def test_a_device_has_one_word_for_how_it_is(device: DeviceSummary, word: str) -> None:
     assert readings.state(device) == word
+
+
+def test_a_state_that_was_told_again_is_one_line_of_the_story() -> None:
+    def heard(epoch: int, since_ns: int, event_id: str) -> Received:
+        state = DeviceState(
+            id=event_id, node="vm", gpu="GPU-1", state=DeviceCondition.HEALTHY, since_ns=since_ns, epoch=epoch
+        )
+        return Received(subject="s", kind="devices.state", names={}, time_ns=NOW_NS, sequence=None, event=state)
+
+    first, again, next_one, after_boot = (
+        heard(7, 10, "a"),
+        heard(7, 10, "a.again.1"),
+        heard(8, 20, "b"),
+        heard(8, 30, "c"),
+    )
+    assert without_repeats([first, again, next_one, after_boot]) == [first, next_one, after_boot]
+    assert without_repeats([again, next_one]) == [again, next_one]  # all that is left of what was told long ago
+    assert without_repeats([]) == []
