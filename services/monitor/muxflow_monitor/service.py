@@ -160,7 +160,7 @@ class Monitor(Service[MonitorSettings]):
                 self._disabled[gpu.uuid] = entry.disabled
                 watch.start(Disable(reason=entry.disabled))
             else:
-                watch.start()
+                watch.start(Enable())  # the wish may have been kept, and the change that it makes not any more
         self._xids = XidWatch(self._nvml, self._watches, lambda uuid, xid: self._watches[uuid].report_xid(xid))
         self._xids.start()
         self.log.info("watching", gpus=[f"{gpu.kind} {gpu.uuid}" for gpu in gpus], run_dir=str(self._run.path))

@@ -51,6 +51,8 @@ _AGAIN_NS: Final = _SECOND_NS
 """A GPU that does not answer is asked again each second."""
 _RENEW_LOST_NS: Final = 60 * _SECOND_NS
 """One that is lost while the driver answers may need NVML to be opened anew, which holds the other GPUs' looks up."""
+_XID_EVERY_NS: Final = 10 * _SECOND_NS
+"""A driver may report the same XID hundreds of times a second: each counts, and people are told this often."""
 _SLOWED: Final = {0x8: "hardware slowdown", 0x40: "hardware thermal slowdown", 0x80: "hardware power brake"}
 """NVML's clock event reasons (nvml.h) that say that something is wrong with the board or its surroundings."""
 _JOIN_S: Final = 2.0
@@ -120,7 +122,9 @@ class DeviceWatch:
         self._told: DeviceState | None = None
         self._told_ns = 0
         self._repeats = 0
-        self._memory = memory or DeviceMemory(epoch=page.epoch)
+        self._memory = memory or DeviceMemory()
+        if self._memory.epoch < page.epoch:  # killed before its last change was kept: no number is given twice
+            self._memory = msgspec.structs.replace(self._memory, epoch=page.epoch)
         self._peak = Peak()
         self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._away = False
@@ -128,6 +132,8 @@ class DeviceWatch:
         self._renewed_ns = time.monotonic_ns()
         self._failing: frozenset[str] = frozenset()
         self._slowed = 0
+        self._xids: dict[int, int] = {}
+        """When each XID was last told."""
         self._complaint = ""
         self.beat_ns = 0
         """When the heartbeat was last advanced, by CLOCK_MONOTONIC."""
@@ -215,10 +221,11 @@ class DeviceWatch:
         if readings.online_activity_pct is not None:
             self._peak.take(readings.now_ns, readings.online_activity_pct)
         self._note_failures()
-        self._note_slowdown(readings.throttle_reasons or 0)
+        if readings.throttle_reasons is not None:
+            self._note_slowdown(readings.throttle_reasons)
         self._advance(Read(readings=readings), sight)
 
-    def _advance(self, stimulus: Stimulus, sight: Sight | None = None) -> None:
+    def _advance(self, stimulus: Stimulus, sight: Sight | None = None, *, alerts: bool = True) -> None:
         """Let the machine decide, and do as it says: the gate first, then the words."""
         outcome = advance(self._memory, stimulus, now_ns=time.monotonic_ns(), policy=self._policy)
         self._memory = outcome.memory
@@ -233,7 +240,7 @@ class DeviceWatch:
                 case Tell():
                     self._told, self._told_ns, self._repeats = self._state(instruction), time.monotonic_ns(), 0
                     self._tell(self._told)
-                case Alert():
+                case Alert() if alerts:
                     self._tell(self._alert(instruction))
 
     def _show(self, sight: Sight | None) -> None:
@@ -258,14 +265,20 @@ class DeviceWatch:
     def _take_xid(self, number: int) -> None:
         xid = describe(number)
         shared = self.view.shared
-        self._fault("xid", xid.title, xid=number, contained=xid.contained(shared=shared is not False))
+        now_ns = time.monotonic_ns()
+        news = now_ns - self._xids.get(number, -_XID_EVERY_NS) >= _XID_EVERY_NS
+        if news:
+            self._xids[number] = now_ns
+            self._fault("xid", xid.title, xid=number, contained=xid.contained(shared=shared is not False))
+        else:
+            self._metrics.fault("xid")
         # A fault that takes all MPS clients down is over only when the offline ones have gone too.
         fatal = xid.fatal or (xid.reach is Reach.APPLICATION and shared is True)
-        self._advance(Fault(kind="xid", xid=number, message=xid.title, fatal=fatal))
+        self._advance(Fault(kind="xid", xid=number, message=xid.title, fatal=fatal), alerts=news)
 
     def _lose(self, away: GpuAway, now_ns: int) -> None:
         """The GPU, or the whole driver, does not answer: say so once, ask again each second."""
-        lost = away.trouble is Trouble.LOST
+        lost = away.trouble in (Trouble.LOST, Trouble.NOTHING)  # by the second a driver says that there is no such GPU
         if not self._away:
             self._away = True
             log.error("the GPU does not answer", gpu=self.gpu.uuid, reason=str(away))
@@ -273,7 +286,7 @@ class DeviceWatch:
             self.view = View(memory=self._memory, sample=blank(self.gpu.uuid, self._memory), peak_pct=self._peak.pct)
             self._advance(Lost(message=str(away)))
         self._ask_again_ns = now_ns + _AGAIN_NS
-        if not lost or now_ns - self._renewed_ns > _RENEW_LOST_NS:
+        if away.trouble is Trouble.DRIVER or now_ns - self._renewed_ns > _RENEW_LOST_NS:
             self._renewed_ns = now_ns
             self._renew(away.opening)
 

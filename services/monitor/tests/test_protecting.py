@@ -200,6 +200,18 @@ async def test_a_memory_of_another_boot_is_forgotten(lonely: WatchedNode, machin
     assert lonely.look().epoch < 10
 
 
+async def test_a_device_that_was_enabled_in_the_moment_of_the_kill_is_enabled(
+    lonely: WatchedNode, machine: SimulatedMachine
+) -> None:
+    device = machine.devices()[0]
+    memories = DeviceMemories(lonely.state_dir)
+    memories.open()
+    gpu = Gpu(uuid=device.uuid, kind="T4", memory_bytes=device.memory_bytes)
+    memories.save(gpu, DeviceMemory(condition=DeviceCondition.DISABLED, epoch=400), disabled=None)
+    await healthy(lonely)
+    assert lonely.look().epoch == 403  # a monitor starts, enabled, calm
+
+
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from muxflow.contracts import DeviceCondition, DeviceFault, DeviceState, Event, Gpu
-from muxflow_decisions.device import DevicePolicy, Readings
+from muxflow.contracts import DeviceAlert, DeviceCondition, DeviceFault, DeviceState, Event, Gpu
+from muxflow_decisions.device import FROZEN, DeviceMemory, DevicePolicy, Readings
 from muxflow_device.attribution.processes import Crowd
 from muxflow_device.nvml import VERSION_MISMATCH, NvmlUnavailable, Trouble
 from muxflow_device.pages import DevicePage, DevicePageWriter
@@ -34,6 +34,7 @@ class Driver(Observer):
     def __init__(self) -> None:
         self.away: GpuAway | None = None
         self.calls_failing: set[str] = set()
+        self.throttle_reasons: int | None = 0
         self.hanging = threading.Event()
         self.hanging.set()
         self.renewals: list[int] = []
@@ -55,6 +56,7 @@ class Driver(Observer):
             memory_total_bytes=2**34,
             online_activity_pct=0.0,
             online_present=False,
+            throttle_reasons=self.throttle_reasons,
         )
         return Sight(readings=readings, crowd=Crowd(()), shared=False)
 
@@ -72,7 +74,7 @@ class Driver(Observer):
 class Bench:
     """The thread, its page, and what it told."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, memory: DeviceMemory | None = None) -> None:
         self.driver = Driver()
         self.told: list[Event] = []
         self.failures: list[BaseException] = []
@@ -87,7 +89,7 @@ class Bench:
             rhythm=Rhythm(period_ms=20),
             policy=POLICY,
             tell_again_s=3600.0,
-            memory=None,
+            memory=memory,
             metrics=MonitorMetrics(CollectorRegistry()).of(GPU.uuid),
             tell=self.told.append,
             on_found=self._count_found,
@@ -127,11 +129,16 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
+def run() -> Iterator[RunDirectory]:
     with tempfile.TemporaryDirectory(prefix="muxflow-test-", dir="/dev/shm") as directory:
-        bench = Bench(RunDirectory(Path(directory) / "run"))
-        yield bench
-        bench.close()
+        yield RunDirectory(Path(directory) / "run")
+
+
+@pytest.fixture
+def bench(run: RunDirectory) -> Iterator[Bench]:
+    bench = Bench(run)
+    yield bench
+    bench.close()
 
 
 def test_a_driver_that_is_reloaded_freezes_the_gpu_is_opened_anew_and_told_once(bench: Bench) -> None:
@@ -155,10 +162,55 @@ def test_a_driver_of_another_version_ends_the_monitor(bench: Bench) -> None:
     bench.until(lambda: not bench.page.look().fresh, "a stale page")
 
 
-def test_a_lost_gpu_among_others_does_not_have_nvml_opened_anew_at_once(bench: Bench) -> None:
-    bench.driver.away = GpuAway(Trouble.LOST, "GPU is lost", 15, opening=1)
+@pytest.mark.parametrize(
+    ("trouble", "message", "code"),
+    [
+        (Trouble.LOST, "GPU is lost", 15),
+        (Trouble.NOTHING, "Not Found", 6),
+        (Trouble.FAILED, "Unknown Error", 999),
+    ],
+)
+def test_a_gpu_that_is_away_alone_does_not_have_nvml_opened_anew_at_once(
+    bench: Bench, trouble: Trouble, message: str, code: int
+) -> None:
+    bench.driver.away = GpuAway(trouble, message, code, opening=1)
     bench.until(lambda: bench.condition is DeviceCondition.OVERLIMIT, "Overlimit")
     assert bench.driver.renewals == []
+    assert [fault.kind for fault in bench.faults] == ["nvml" if trouble is Trouble.FAILED else "lost"]
+
+
+def test_a_slowdown_is_told_once_though_its_reasons_cannot_be_read_in_between(bench: Bench) -> None:
+    for reasons in (0x40, None, 0x40):
+        bench.driver.throttle_reasons = reasons
+        bench.looked(2)
+    assert [(fault.kind, fault.message) for fault in bench.faults] == [("clock", "hardware thermal slowdown")]
+    bench.driver.throttle_reasons = 0
+    bench.looked(2)
+    bench.driver.throttle_reasons = 0x40
+    bench.looked(2)
+    assert len(bench.faults) == 2
+
+
+def test_people_are_not_told_of_each_xid_of_a_storm_and_each_of_them_counts(bench: Bench) -> None:
+    began = time.monotonic()
+    for _ in range(500):
+        bench.watch.report_xid(48)
+    bench.until(lambda: bench.condition is DeviceCondition.OVERLIMIT, "Overlimit")
+    bench.looked(1)
+    most = 1 + int((time.monotonic() - began) / 10)
+    alerts = [event for event in bench.told if isinstance(event, DeviceAlert)]
+    assert 1 <= len(alerts) == len(bench.faults) <= most
+    bench.until(lambda: bench.condition is DeviceCondition.HEALTHY, "Healthy when it is over")
+    bench.watch.report_xid(48)
+    bench.until(lambda: bench.condition is DeviceCondition.OVERLIMIT, "Overlimit again, also when nobody is told why")
+
+
+def test_a_number_of_a_change_that_was_not_kept_is_not_given_again(run: RunDirectory) -> None:
+    with DevicePageWriter(run.device(GPU.uuid), uuid=GPU.uuid, stale_after_ms=300) as before:
+        before.store_gate(FROZEN, epoch=50)
+    bench = Bench(run, DeviceMemory(condition=DeviceCondition.HEALTHY, epoch=47))
+    bench.close()
+    assert [event.epoch for event in bench.told if isinstance(event, DeviceState)] == [51, 52]
 
 
 def test_a_call_that_fails_is_told_once_each_time_it_begins_to(bench: Bench) -> None:
