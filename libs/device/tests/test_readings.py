@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pynvml
 import pytest
 
 from muxflow_device.readings.question import Question
+from muxflow_device.readings.reader import UtilizationMeter
 from muxflow_simgpu import SimulatedMachine
 from simulated_gpus import Puppet, puppet, simulated
 
@@ -210,3 +212,54 @@ def test_a_gpu_that_is_lost_ends_the_questions() -> None:
     question = Question("memory", Answers(pynvml.NVML_ERROR_GPU_IS_LOST), set())
     with pytest.raises(pynvml.NVMLError):
         question.ask(pynvml.NVMLError)
+
+
+class Samples:
+    """A driver's buffer of utilization samples, as pynvml gives it."""
+
+    NVML_GPU_UTILIZATION_SAMPLES = 1
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self) -> None:
+        self.buffer: list[SimpleNamespace] = []
+
+    def add(self, pct: int, *, age_us: int) -> None:
+        value = SimpleNamespace(uiVal=pct)
+        self.buffer.append(SimpleNamespace(timeStamp=time.time_ns() // 1000 - age_us, sampleValue=value))
+
+    def nvmlDeviceGetSamples(self, _handle: None, _kind: int, last_us: int) -> tuple[int, list[SimpleNamespace]]:  # noqa: N802
+        newer = [sample for sample in self.buffer if sample.timeStamp > last_us]
+        if not newer:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return 0, newer
+
+    def meter(self) -> UtilizationMeter:
+        return UtilizationMeter(self, None, lambda name, ask: Question(name, ask, set()))
+
+
+def test_a_utilization_that_nothing_newer_follows_is_soon_unknown_and_never_taken_for_idle() -> None:
+    driver = Samples()
+    driver.add(0, age_us=200_000)
+    driver.add(0, age_us=0)
+    meter = driver.meter()
+    now_ns = time.monotonic_ns()
+    share = meter.look(now_ns)
+    assert share is not None
+    assert share.part == 0
+    assert meter.look(now_ns + 2_000_000_000) is not None
+    assert meter.look(now_ns + 3_100_000_000) is None
+
+
+def test_samples_that_a_clock_set_back_has_stamped_are_found_again() -> None:
+    driver = Samples()
+    driver.add(0, age_us=-3_600_000_000)  # an hour ahead of the clock as it is now
+    meter = driver.meter()
+    now_ns = time.monotonic_ns()
+    assert meter.look(now_ns) is not None
+    driver.add(90, age_us=0)
+    later_ns = now_ns + 3_100_000_000
+    assert meter.look(later_ns) is None  # the driver gives nothing that is newer by its stamp
+    share = meter.look(later_ns + 100_000_000)
+    assert share is not None
+    assert share.part == 0.9
+    assert share.end_ns > share.begin_ns

@@ -22,6 +22,8 @@ _US_NS: Final = 1_000
 _SECOND_NS: Final = 1_000_000_000
 _PERIOD_MAX_NS: Final = _SECOND_NS
 """The longest sample period that NVML documents for its utilization meters."""
+_STALE_NS: Final = 3 * _PERIOD_MAX_NS
+"""A utilization that ended before this says nothing of now."""
 _RECENT_US: Final = 1_100_000
 """The newest sample of a process is at most one period old; a little more for the way."""
 
@@ -94,7 +96,7 @@ class _Session:
         self._failing = failing
         self._error = pynvml.NVMLError
         self._gpm = _gpm(pynvml, handle)
-        self._utilization = _UtilizationMeter(pynvml, handle, question)
+        self._utilization = UtilizationMeter(pynvml, handle, question)
         self._memory = question("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
         self._metrics = question("gpm", self._look_at_gpm)
         self._metrics.supported = None if self._gpm is not None else False
@@ -172,11 +174,14 @@ class _Session:
         return self._gpm.look(time.monotonic_ns()) if self._gpm is not None else None
 
 
-class _UtilizationMeter:
+class UtilizationMeter:
     """The device's utilization, with the period that it covers.
 
     NVML keeps a buffer of samples, each stamped with the end of its period. A driver that does not give it out gives
     the newest value alone: its period is then taken for the longest that NVML documents.
+
+    Samples are stamped by the wall clock. When that is set back, or the driver samples no more, there is no newer one:
+    then nothing is known, and the whole buffer is asked for again.
     """
 
     def __init__(self, pynvml: Any, handle: Any, question: Callable[[str, Callable[[], Any]], Question]) -> None:
@@ -197,13 +202,17 @@ class _UtilizationMeter:
             return Share(now_ns - _PERIOD_MAX_NS, now_ns, rates.gpu / 100) if rates else None
         if samples:
             self._newest = self._period(samples, now_ns)
+        if self._newest is not None and now_ns - self._newest.end_ns > _STALE_NS:
+            self._newest, self._stamp_us = None, 0
         return self._newest
 
     def _period(self, samples: Any, now_ns: int) -> Share:
         """Take the newest sample; it covers the time since the one before."""
         stamps_us = [self._stamp_us, *(int(sample.timeStamp) for sample in samples)]
         behind_ns = time.time_ns() - stamps_us[-1] * _US_NS
-        period_ns = min((stamps_us[-1] - stamps_us[-2]) * _US_NS, _PERIOD_MAX_NS)
+        period_ns = (stamps_us[-1] - stamps_us[-2]) * _US_NS
+        if not 0 < period_ns <= _PERIOD_MAX_NS:  # the first sample of all, or the clock was set
+            period_ns = _PERIOD_MAX_NS
         self._stamp_us = stamps_us[-1]
         end_ns = now_ns - max(0, behind_ns)
         return Share(end_ns - period_ns, end_ns, min(1.0, samples[-1].sampleValue.uiVal / 100))
