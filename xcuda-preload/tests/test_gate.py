@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -174,3 +177,21 @@ def test_a_job_page_that_is_truncated_or_filled_with_garbage_does_no_harm(gpu_no
         file.flush()
         gpu_node.eventually(lambda: gpu_node.machine.device(0).operations > before + 200)
     assert process.poll() is None
+
+
+def test_a_program_that_is_told_to_be_a_jobs_but_not_which_launches_nothing(gpu_node: GpuNode, library: Path) -> None:
+    process = gpu_node.start(
+        sys.executable, "-c", textwrap.dedent(_LAUNCHING), preload=False,
+        extra={
+            "LD_PRELOAD": str(library),
+            "XCUDA_MODE": "offline",
+            "XCUDA_LOG": "stderr",
+            "PYTHONPATH": str(Path(__file__).parent / "programs"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert "frozen: no page" in process.stderr.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.3)
+    assert gpu_node.machine.operations(0) == ()
