@@ -582,8 +582,6 @@ CUresult cuFuncGetName(const char **name, CUfunction function);
 CUresult cuKernelGetName(const char **name, CUkernel kernel);
 CUresult cuFuncGetParamInfo(CUfunction function, size_t index, size_t *offset, size_t *size);
 CUresult cuKernelGetParamInfo(CUkernel kernel, size_t index, size_t *offset, size_t *size);
-CUresult cuFuncGetParamCount(CUfunction function, size_t *count);
-CUresult cuKernelGetParamCount(CUkernel kernel, size_t *count);
 CUresult cuFuncIsLoaded(int *state, CUfunction function);
 CUresult cuFuncLoad(CUfunction function);
 CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function);
@@ -648,8 +646,6 @@ CUresult cuStreamGetCtx_v2(CUstream handle, CUcontext *context, void **green_con
 CUresult cuStreamGetDevice(CUstream handle, CUdevice *device);
 CUresult cuStreamWaitEvent(CUstream handle, CUevent event, unsigned flags);
 CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void *user_data);
-CUresult cuLaunchHostFunc_v2(CUstream handle, CUhostFn function, void *user_data,
-                             unsigned sync_mode);
 CUresult cuStreamAddCallback(CUstream handle, CUstreamCallback callback, void *user_data,
                              unsigned flags);
 CUresult cuStreamWaitValue32_v2(CUstream handle, CUdeviceptr address, uint32_t value,
@@ -1014,8 +1010,6 @@ CUresult cuStreamGetCtx_v2_ptsz(CUstream handle, CUcontext *context, void **gree
 CUresult cuStreamGetDevice_ptsz(CUstream handle, CUdevice *device);
 CUresult cuStreamWaitEvent_ptsz(CUstream handle, CUevent event, unsigned flags);
 CUresult cuLaunchHostFunc_ptsz(CUstream handle, CUhostFn function, void *user_data);
-CUresult cuLaunchHostFunc_v2_ptsz(CUstream handle, CUhostFn function, void *user_data,
-                                  unsigned sync_mode);
 CUresult cuStreamAddCallback_ptsz(CUstream handle, CUstreamCallback callback, void *user_data,
                                   unsigned flags);
 CUresult cuStreamWaitValue32_v2_ptsz(CUstream handle, CUdeviceptr address, uint32_t value,

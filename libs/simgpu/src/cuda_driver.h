@@ -20,7 +20,7 @@
 
 #define CUDA_API __attribute__((visibility("default")))
 
-enum { DRIVER_VERSION = 13020 };
+enum { DRIVER_VERSION = 13000 };
 
 /* --- objects behind handles (cuda_object.c) --- */
 

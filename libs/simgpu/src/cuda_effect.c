@@ -109,7 +109,7 @@ void apply_effects(struct gpu *gpu) {
             count++;
         gpu_unlock(gpu);
         for (uint32_t i = 0; i < count; i++)
-            effect_end((struct effect *)(uintptr_t)tokens[i]); /* NOLINT: a pointer of ours */
+            effect_end((struct effect *)(uintptr_t)tokens[i]);
         atomic_fetch_sub(&gpu->effects_pending, count);
     } while (count == COLLECTED);
     pthread_mutex_unlock(&gpu->effects_lock);

@@ -46,17 +46,6 @@ CUDA_API CUresult cuKernelGetParamInfo(CUkernel kernel, size_t index, size_t *of
     return cuFuncGetParamInfo(kernel, index, offset, size);
 }
 
-CUDA_API CUresult cuFuncGetParamCount(CUfunction function, size_t *count) {
-    CUresult result = check_function(function, count);
-    if (result == CUDA_SUCCESS)
-        *count = function->param_count;
-    return result;
-}
-
-CUDA_API CUresult cuKernelGetParamCount(CUkernel kernel, size_t *count) {
-    return cuFuncGetParamCount(kernel, count);
-}
-
 CUDA_API CUresult cuFuncIsLoaded(int *state, CUfunction function) {
     CUresult result = check_function(function, state);
     if (result == CUDA_SUCCESS)

@@ -154,8 +154,7 @@ CUDA_API CUresult cuMemFree_v2(CUdeviceptr address) {
         (block.kind != BLOCK_DEVICE && block.kind != BLOCK_MANAGED && block.kind != BLOCK_POOL))
         return CUDA_ERROR_INVALID_VALUE;
     /* What is queued may still use it: a release waits for that, as the real one does. */
-    if (block.context)
-        result = wait_context(block.context);
+    result = wait_context(block.context ? block.context : context);
     if (result)
         return result;
     if (!block_remove((uintptr_t)address, &block))

@@ -232,11 +232,6 @@ CUDA_API CUresult cuLaunchHostFunc_ptsz(CUstream handle, CUhostFn function, void
     return cuLaunchHostFunc(own_stream(handle), function, user_data);
 }
 
-CUDA_API CUresult cuLaunchHostFunc_v2_ptsz(CUstream handle, CUhostFn function, void *user_data,
-                                           unsigned sync_mode) {
-    return cuLaunchHostFunc_v2(own_stream(handle), function, user_data, sync_mode);
-}
-
 CUDA_API CUresult cuStreamAddCallback_ptsz(CUstream handle, CUstreamCallback callback,
                                            void *user_data, unsigned flags) {
     return cuStreamAddCallback(own_stream(handle), callback, user_data, flags);

@@ -260,11 +260,6 @@ CUDA_API CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void *use
         &(struct call){.kind = CALL_FUNCTION, .function = function, .user_data = user_data});
 }
 
-CUDA_API CUresult cuLaunchHostFunc_v2(CUstream handle, CUhostFn function, void *user_data,
-                                      unsigned sync_mode) {
-    return sync_mode > 1 ? CUDA_ERROR_INVALID_VALUE : cuLaunchHostFunc(handle, function, user_data);
-}
-
 CUDA_API CUresult cuStreamAddCallback(CUstream handle, CUstreamCallback callback, void *user_data,
                                       unsigned flags) {
     if (!callback || flags)

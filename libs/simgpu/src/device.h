@@ -181,10 +181,8 @@ struct simgpu_context {
     uint64_t id;
     double thread_share; /* MPS active thread percentage / 100 */
     uint64_t bytes;
-    uint32_t legacy;  /* its legacy default stream */
-    uint32_t queued;  /* derived: operations queued or running */
-    uint32_t kernels; /* derived: kernels queued or running */
-    uint32_t reserved;
+    uint32_t legacy; /* its legacy default stream */
+    uint32_t queued; /* derived: operations queued or running */
 };
 
 enum simgpu_stream_flags {
@@ -202,8 +200,7 @@ struct simgpu_stream {
     _Atomic uint64_t enqueued;  /* derived: sequence of the newest operation */
     _Atomic uint64_t completed; /* sequence of the newest that ended */
     double backlog_ns;          /* derived: least time of all its work since it was made */
-    uint32_t first;             /* derived: oldest operation that has not ended */
-    uint32_t last;              /* derived */
+    uint32_t last;              /* derived: its newest operation, where it has a lane */
     uint32_t lane;              /* derived: its lane, or SIMGPU_NONE: no work */
     _Atomic uint32_t closing;   /* destroyed by its owner: freed when it is empty */
 };
@@ -226,8 +223,8 @@ struct simgpu_event {
     uint64_t id; /* never reused */
     uint64_t client_id;
     uint64_t context_id; /* of the context in which it was made */
-    uint32_t stream; /* the newest record lies in this stream at this sequence; NONE: never */
-    uint32_t next;   /* derived: of the free list */
+    uint32_t stream;     /* the newest record lies in this stream at this sequence; NONE: never */
+    uint32_t next;       /* derived: of the free list */
     uint64_t sequence;
     _Atomic uint64_t time_ns; /* when the newest record that has ended did so; 0: none yet */
 };
@@ -270,8 +267,9 @@ enum simgpu_mps_state {
     SIMGPU_MPS_REQUESTED,
     SIMGPU_MPS_STARTING,
     SIMGPU_MPS_READY,
-    SIMGPU_MPS_FAULTED, /* back to READY when all clients that were hit are gone */
-    SIMGPU_MPS_STOPPING, /* its clients are being failed: to be completed if the lock's owner dies */
+    SIMGPU_MPS_FAULTED,  /* back to READY when all clients that were hit are gone */
+    SIMGPU_MPS_STOPPING, /* its clients are being failed: to be completed if the lock's owner dies
+                          */
     SIMGPU_MPS_CLOSING,  /* serves whom it has, and takes nobody new */
 };
 

@@ -41,6 +41,9 @@ struct simgpu_running {
 void simgpu_advance(struct simgpu_device *device, uint64_t now_ns);
 /* To be called after anything but time has changed what can run or how fast. */
 void simgpu_reschedule(struct simgpu_device *device);
+/* How long the head of the lane has been on the device. */
+uint64_t simgpu_ran_ns(const struct simgpu_lane *lane, uint64_t now_ns);
+void simgpu_remove_lane(struct simgpu_device *device, uint32_t at);
 /* When the stream will have ended everything up to `sequence` if nothing new comes: exact, or,
  * where much happens before that, earlier. SIMGPU_NEVER: not by itself. */
 uint64_t simgpu_predict(const struct simgpu_device *device, uint32_t stream, uint64_t sequence);
@@ -74,7 +77,9 @@ void simgpu_event_destroy(struct simgpu_device *device, uint32_t event);
 /* Slot of the operation, whose sequence is then its stream's `enqueued`. -EAGAIN: its context has
  * SIMGPU_QUEUE_DEPTH operations queued. */
 int simgpu_enqueue(struct simgpu_device *device, uint32_t stream, const struct simgpu_work *work);
-/* Ends an operation whose work is INFINITY, or that has a bound to come. */
+/* Puts an operation at the end of its stream. True: the stream had no work before. */
+bool simgpu_link(struct simgpu_device *device, uint32_t op);
+/* Ends an operation whose work is INFINITY. */
 void simgpu_complete(struct simgpu_device *device, uint32_t op, uint64_t id);
 /* The head of a lane has ended (schedule.c). */
 void simgpu_finish(struct simgpu_device *device, uint32_t op, uint64_t ran_ns, bool cancelled);

@@ -50,7 +50,7 @@ int simgpu_stream_create(struct simgpu_device *device, uint32_t context, uint32_
     stream->priority = priority;
     stream->enqueued = stream->completed;
     stream->backlog_ns = 0;
-    stream->first = stream->last = SIMGPU_NONE;
+    stream->last = SIMGPU_NONE;
     stream->lane = SIMGPU_NONE;
     stream->closing = 0;
     stream->state = SIMGPU_USED;
@@ -81,7 +81,6 @@ int simgpu_context_create(struct simgpu_device *device, uint32_t client, double 
     context->thread_share = thread_share;
     context->bytes = bytes;
     context->queued = 0;
-    context->kernels = 0;
     context->legacy = SIMGPU_NONE;
     context->state = SIMGPU_USED;
     device->clients[client].context_bytes += bytes;
@@ -159,11 +158,41 @@ static void free_op(struct simgpu_device *device, uint32_t slot) {
     device->ops_free = slot;
 }
 
-/* The least time that the work takes: all of the context's SMs, boost clock. */
-static double least_ns(const struct simgpu_work *work, double thread_share) {
-    if (isinf(work->work_ns))
+/* The least time that the operation takes: all of its context's SMs, boost clock. */
+static double least_ns(const struct simgpu_op *op, double thread_share) {
+    if (op->kind == SIMGPU_MARK || isinf(op->work_ns))
         return 0;
-    return work->work_ns * (work->sm_share > thread_share ? work->sm_share / thread_share : 1);
+    return op->work_ns * (op->sm_share > thread_share ? op->sm_share / thread_share : 1);
+}
+
+bool simgpu_link(struct simgpu_device *device, uint32_t slot) {
+    struct simgpu_op *op = &device->ops[slot];
+    struct simgpu_stream *stream = &device->streams[op->stream];
+    struct simgpu_context *context = &device->contexts[op->context];
+    op->next = SIMGPU_NONE;
+    op->before_ns = stream->backlog_ns;
+    op->backlog_ns = stream->backlog_ns + least_ns(op, context->thread_share);
+    stream->backlog_ns = op->backlog_ns;
+    atomic_store_explicit(&stream->enqueued, op->sequence, memory_order_relaxed);
+    context->queued++;
+    device->clients[op->client].unfinished++;
+    uint32_t before = stream->last;
+    stream->last = slot;
+    if (stream->lane != SIMGPU_NONE) {
+        device->ops[before].next = slot;
+        return false;
+    }
+    stream->lane = device->lane_count;
+    device->lanes[device->lane_count++] =
+        (struct simgpu_lane){.stream = op->stream,
+                             .op = slot,
+                             .client = op->client,
+                             .context = op->context,
+                             .group = simgpu_group(device, op->context),
+                             .running = op->state == SIMGPU_OP_RUNNING,
+                             .completed = stream->completed,
+                             .progress = op->progress[op->which]};
+    return true;
 }
 
 int simgpu_enqueue(struct simgpu_device *device, uint32_t stream_slot,
@@ -200,12 +229,8 @@ int simgpu_enqueue(struct simgpu_device *device, uint32_t stream_slot,
     op->token = work->token;
     op->enqueued_ns = device->now_ns;
     op->started_ns = op->ended_ns = 0;
-    op->before_ns = stream->backlog_ns;
-    op->backlog_ns = stream->backlog_ns +
-                     (work->kind == SIMGPU_MARK ? 0 : least_ns(work, context->thread_share));
     op->which = 0;
     op->progress[0] = (struct simgpu_progress){.left_ns = op->work_ns, .since_ns = device->now_ns};
-    op->next = SIMGPU_NONE;
     if (work->event != SIMGPU_NONE) {
         struct simgpu_event *event = &device->events[work->event];
         op->event_id = event->id;
@@ -213,27 +238,8 @@ int simgpu_enqueue(struct simgpu_device *device, uint32_t stream_slot,
         event->sequence = op->sequence;
     }
     atomic_store_explicit(&op->state, SIMGPU_OP_QUEUED, memory_order_release);
-
-    atomic_store_explicit(&stream->enqueued, op->sequence, memory_order_relaxed);
-    stream->backlog_ns = op->backlog_ns;
-    context->queued++;
-    context->kernels += simgpu_is_kernel(op);
-    client->unfinished++;
-    if (stream->lane != SIMGPU_NONE) {
-        device->ops[stream->last].next = slot;
-        stream->last = slot;
-        return (int)slot;
-    }
-    stream->first = stream->last = slot;
-    stream->lane = device->lane_count;
-    device->lanes[device->lane_count++] =
-        (struct simgpu_lane){.stream = stream_slot,
-                             .op = slot,
-                             .client = context->client,
-                             .context = stream->context,
-                             .group = simgpu_group(device, stream->context),
-                             .completed = stream->completed};
-    simgpu_reschedule(device);
+    if (simgpu_link(device, slot))
+        simgpu_reschedule(device);
     return (int)slot;
 }
 
@@ -282,10 +288,8 @@ void simgpu_finish(struct simgpu_device *device, uint32_t slot, uint64_t ran_ns,
 
     context->queued--;
     client->unfinished--;
-    if (simgpu_is_kernel(op)) {
-        context->kernels--;
+    if (simgpu_is_kernel(op))
         device->kernels_ended++;
-    }
     if (!kept) {
         free_op(device, slot);
     } else {
@@ -305,11 +309,9 @@ void simgpu_complete(struct simgpu_device *device, uint32_t slot, uint64_t id) {
     if (op->id != id || op->state != SIMGPU_OP_RUNNING)
         return;
     struct simgpu_lane *lane = &device->lanes[device->streams[op->stream].lane];
-    struct simgpu_progress progress = lane->progress;
-    if (progress.rate > 0)
-        progress.ran_ns += device->now_ns - progress.since_ns;
-    progress.since_ns = device->now_ns;
-    progress.left_ns = 0;
+    struct simgpu_progress progress = {.rate = lane->progress.rate,
+                                       .since_ns = device->now_ns,
+                                       .ran_ns = simgpu_ran_ns(lane, device->now_ns)};
     uint32_t other = 1 - op->which;
     op->progress[other] = progress;
     atomic_store_explicit(&op->which, other, memory_order_release);
@@ -322,26 +324,18 @@ void simgpu_complete(struct simgpu_device *device, uint32_t slot, uint64_t id) {
 void simgpu_cancel(struct simgpu_device *device, uint32_t context) {
     bool any = false;
     for (uint32_t i = 0; i < device->lane_count;) {
-        struct simgpu_lane *lane = &device->lanes[i];
+        const struct simgpu_lane *lane = &device->lanes[i];
         if (lane->context != context) {
             i++;
             continue;
         }
-        uint64_t ran_ns = lane->progress.ran_ns;
-        if (lane->running && lane->progress.rate > 0)
-            ran_ns += device->now_ns - lane->progress.since_ns;
-        struct simgpu_stream *stream = &device->streams[lane->stream];
         uint32_t op = lane->op;
-        uint32_t running = lane->running;
-        device->lane_count--;
-        *lane = device->lanes[device->lane_count];
-        device->streams[lane->stream].lane = i;
-        stream->lane = SIMGPU_NONE;
-        stream->first = stream->last = SIMGPU_NONE;
+        uint64_t ran_ns = simgpu_ran_ns(lane, device->now_ns);
+        simgpu_remove_lane(device, i);
         while (op != SIMGPU_NONE) {
             uint32_t next = device->ops[op].next;
-            simgpu_finish(device, op, running ? ran_ns : 0, true);
-            running = 0;
+            simgpu_finish(device, op, ran_ns, true);
+            ran_ns = 0; /* those behind it had not begun */
             op = next;
         }
         any = true;

@@ -68,7 +68,7 @@ static void forget_queues(struct simgpu_device *device) {
     device->ops_free = device->events_free = SIMGPU_NONE;
     device->lane_count = 0;
     for (uint32_t i = 0; i < SIMGPU_CONTEXTS; i++)
-        device->contexts[i].queued = device->contexts[i].kernels = 0;
+        device->contexts[i].queued = 0;
     for (uint32_t i = 0; i < device->clients_touched; i++) {
         device->clients[i].unfinished = 0;
         device->clients[i].ended_first = device->clients[i].ended_last = SIMGPU_NONE;
@@ -81,7 +81,7 @@ static void forget_queues(struct simgpu_device *device) {
             stream->state = SIMGPU_FREE; /* its context was being made or destroyed */
         stream->enqueued = stream->completed;
         stream->backlog_ns = 0;
-        stream->first = stream->last = stream->lane = SIMGPU_NONE;
+        stream->last = stream->lane = SIMGPU_NONE;
     }
     for (uint32_t i = 0; i < device->events_touched; i++) {
         struct simgpu_event *event = &device->events[i];
@@ -103,39 +103,6 @@ static bool is_queued(const struct simgpu_device *device, const struct simgpu_op
 /* Whether a slot holds an operation whose effect its process has still to collect. */
 static bool is_ended(const struct simgpu_device *device, const struct simgpu_op *op) {
     return op->state == SIMGPU_OP_ENDED && device->clients[op->client].state == SIMGPU_CLIENT_USED;
-}
-
-static void requeue(struct simgpu_device *device, uint32_t slot) {
-    struct simgpu_op *op = &device->ops[slot];
-    struct simgpu_stream *stream = &device->streams[op->stream];
-    struct simgpu_context *context = &device->contexts[op->context];
-    struct simgpu_client *client = &device->clients[op->client];
-    op->next = SIMGPU_NONE;
-    op->before_ns = stream->backlog_ns;
-    stream->enqueued = op->sequence;
-    context->queued++;
-    context->kernels += simgpu_is_kernel(op);
-    client->unfinished++;
-    double share = op->sm_share > context->thread_share ? op->sm_share / context->thread_share : 1;
-    bool bounded = op->kind != SIMGPU_MARK && op->work_ns <= 1e18;
-    stream->backlog_ns += bounded ? op->work_ns * share : 0;
-    op->backlog_ns = stream->backlog_ns;
-    if (stream->lane != SIMGPU_NONE) {
-        device->ops[stream->last].next = slot;
-        stream->last = slot;
-        return;
-    }
-    stream->first = stream->last = slot;
-    stream->lane = device->lane_count;
-    device->lanes[device->lane_count++] =
-        (struct simgpu_lane){.stream = op->stream,
-                             .op = slot,
-                             .client = context->client,
-                             .context = op->context,
-                             .group = simgpu_group(device, op->context),
-                             .running = op->state == SIMGPU_OP_RUNNING,
-                             .completed = stream->completed,
-                             .progress = op->progress[op->which]};
 }
 
 static void relist(struct simgpu_device *device, uint32_t slot) {
@@ -178,7 +145,7 @@ static void rebuild_queues(struct simgpu_device *device) {
     qsort_r(queued, queued_count, sizeof *queued, by_id, device->ops);
     qsort_r(ended, ended_count, sizeof *ended, by_end, device->ops);
     for (uint32_t i = 0; i < queued_count; i++)
-        requeue(device, queued[i]);
+        simgpu_link(device, queued[i]);
     for (uint32_t i = 0; i < ended_count; i++)
         relist(device, ended[i]);
     free(queued);

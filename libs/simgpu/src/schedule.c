@@ -110,35 +110,37 @@ static void start(struct schedule *s, struct simgpu_lane *lane) {
         simgpu_signal(s->device); /* its process is to call it */
 }
 
-/* Ends the head of a lane. A lane without further work is taken out (another may take its place),
+uint64_t simgpu_ran_ns(const struct simgpu_lane *lane, uint64_t now_ns) {
+    if (!lane->running)
+        return 0;
+    const struct simgpu_progress *p = &lane->progress;
+    return p->ran_ns + (p->rate > 0 ? now_ns - p->since_ns : 0);
+}
+
+void simgpu_remove_lane(struct simgpu_device *device, uint32_t at) {
+    uint32_t stream = device->lanes[at].stream;
+    uint32_t last = --device->lane_count;
+    device->lanes[at] = device->lanes[last];
+    device->streams[device->lanes[at].stream].lane = at;
+    device->streams[stream].lane = SIMGPU_NONE;
+}
+
+/* Ends the head of a lane. A lane without further work is taken out (another may take its place);
  * in predictions it stays, empty. */
 static void end(struct schedule *s, uint32_t at) {
     struct simgpu_lane *lane = &s->lanes[at];
-    const struct simgpu_op *op = &s->device->ops[lane->op];
-    uint32_t next = op->next;
-    lane->completed = op->sequence;
-    if (s->commit) {
-        uint64_t ran_ns = lane->progress.ran_ns;
-        if (lane->running && lane->progress.rate > 0)
-            ran_ns += s->now_ns - lane->progress.since_ns;
-        struct simgpu_stream *stream = &s->device->streams[lane->stream];
-        stream->first = next;
-        uint32_t stream_slot = lane->stream;
-        uint32_t ended = lane->op;
-        lane->op = next;
-        lane->running = 0;
-        if (next == SIMGPU_NONE) {
-            s->count--;
-            *lane = s->lanes[s->count];
-            s->device->streams[lane->stream].lane = at;
-            s->device->streams[stream_slot].lane = SIMGPU_NONE;
-            s->device->lane_count = s->count;
-        }
-        simgpu_finish(s->device, ended, ran_ns, false);
-        return;
-    }
-    lane->op = next;
+    uint32_t ended = lane->op;
+    uint64_t ran_ns = simgpu_ran_ns(lane, s->now_ns);
+    lane->completed = s->device->ops[ended].sequence;
+    lane->op = s->device->ops[ended].next;
     lane->running = 0;
+    if (!s->commit)
+        return;
+    if (lane->op == SIMGPU_NONE) {
+        simgpu_remove_lane(s->device, at);
+        s->count = s->device->lane_count;
+    }
+    simgpu_finish(s->device, ended, ran_ns, false);
 }
 
 static bool is_free_head(const struct schedule *s, const struct simgpu_lane *lane) {

@@ -232,7 +232,7 @@ static const char *disorder(const struct simgpu_device *gpu) {
         const struct simgpu_lane *lane = &gpu->lanes[i];
         const struct simgpu_stream *stream = &gpu->streams[lane->stream];
         uint64_t sequence = stream->completed;
-        if (stream->state != SIMGPU_USED || stream->lane != i || stream->first != lane->op)
+        if (stream->state != SIMGPU_USED || stream->lane != i)
             return "a lane is not that of its stream";
         for (uint32_t op = lane->op; op != SIMGPU_NONE; op = gpu->ops[op].next, queued++)
             if (gpu->ops[op].sequence != ++sequence || gpu->ops[op].stream != lane->stream)
