@@ -298,6 +298,8 @@ class ProcessRunner:
         if run.job is not None:
             run.job.remove()
             run.job = None
+        elif self._protection is not None:  # it ended while it was taken over, or its pages could not be
+            self._protection.drop(run.attempt)
         if not run.reported:
             self._tell(
                 run, RunExited, "exited", exit=ended.status, started_ns=ended.started_ns, ended_ns=ended.ended_ns

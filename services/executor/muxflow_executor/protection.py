@@ -45,7 +45,11 @@ class ProtectedJob:
         self._mps = MpsControl(self.device, uuid=limits.gpu)
         JobPage.create(self.directory, gpu=limits.gpu)
         self._control = self._take_control(JobOrder(gate=_OPEN, phase=JobPhase.RUN))
-        self._page = JobPage(self.directory)
+        try:
+            self._page = JobPage(self.directory)
+        except BaseException:
+            self._control.close()
+            raise
 
     @property
     def shared(self) -> bool:
@@ -156,8 +160,16 @@ class Protection:
                 directory.remove()
 
     def protect(self, attempt: Attempt, *, gpu: str, quota_bytes: int) -> ProtectedJob:
-        """Make the attempt's pages, or take over those that are there. Raises `PageError`, OSError."""
-        return ProtectedJob(self.run, attempt, JobLimits(gpu=gpu, quota_bytes=quota_bytes))
+        """Make the pages of an attempt that is about to start, all or none. Raises `PageError`, OSError."""
+        try:
+            return ProtectedJob(self.run, attempt, JobLimits(gpu=gpu, quota_bytes=quota_bytes))
+        except BaseException:
+            self.drop(attempt)
+            raise
+
+    def drop(self, attempt: Attempt) -> None:
+        """Drop the pages of an attempt of which nothing is left, if there are any."""
+        self.run.job(attempt).remove()
 
     def environment(
         self,

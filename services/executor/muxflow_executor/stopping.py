@@ -206,11 +206,11 @@ async def clear_away(run: Run, policy: LadderPolicy) -> None:
         return
     if alive(program):
         await program_ended(program.pid)
-    if run.shim_pid is None or not await asyncio.to_thread(below_shim, run.shim_pid):
+    if run.shim_pid is None or not await asyncio.to_thread(below_shim, run.shim_pid) or run.over.is_set():
         return
     job.stop_at_once()
     until = time.monotonic() + policy.hard_grace_s
-    while job.in_flight() and time.monotonic() < until and not run.over.is_set():
+    while not run.over.is_set() and job.in_flight() and time.monotonic() < until:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(run.over.wait(), _LOOK_S)
     with contextlib.suppress(TimeoutError):

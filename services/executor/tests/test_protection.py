@@ -9,9 +9,10 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,13 @@ from muxflow_decisions.device.gate import GateState, JobPhase
 from muxflow_decisions.eviction import LadderPolicy, Step
 from muxflow_device import native
 from muxflow_device.pages import JobControl, JobOrder
+from muxflow_device.pages.layout import RawJobPage, RawProcessSlot
+from muxflow_device.processes import owner_of
 from muxflow_device.rundir import RunDirectory
+from muxflow_executor.attempts import Started
 from muxflow_executor.protection import Protection
+from muxflow_executor.run import Run
+from muxflow_executor.stopping import clear_away
 
 ON_GPU = '''
 import os, signal, sys, time
@@ -142,6 +148,17 @@ async def test_attempt_without_room_for_its_pages_is_told_as_not_started(
     monkeypatch.setattr("muxflow_executor.protection.JobPage.create", full)
     exited = await protected.exit_of("true")
     assert exited.exit.error == "cannot start: [Errno 28] No space left on device"
+    assert list(run.jobs()) == []
+
+
+async def test_pages_that_could_only_be_made_in_part_are_not_left_behind(
+    protected: Node, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("muxflow_executor.protection.JobControlWriter", full)
+    await protected.exit_of("true")
     assert list(run.jobs()) == []
 
 
@@ -294,6 +311,51 @@ async def test_what_a_program_leaves_on_the_gpu_is_drained_before_it_is_killed(p
     assert slot.key in protected.runner.runs
 
 
+@pytest.fixture
+def leaving(run: RunDirectory) -> Iterator[Run]:
+    """An attempt whose program has ended, and has left a process with work in flight."""
+    attempt = Attempt(tenant="default", job="leaving", attempt=1)
+    found = Run(attempt, GPU)
+    job = found.job = Protection(run).protect(attempt, gpu=GPU, quota_bytes=1)
+    found.started = Started(pid=1, start_ticks=0, boot_id="", pgid=1, time_ns=0, boottime_ns=0)
+    found.shim_pid = os.getpid()
+    with subprocess.Popen(["sleep", "1000"]) as left:
+        slot = RawProcessSlot(owner=owner_of(left.pid), inflight=5)
+        with job.directory.job_page.open("r+b") as page:
+            page.seek(RawJobPage.slots.offset)
+            page.write(bytes(slot))
+        yield found
+        left.kill()
+    job.close()
+
+
+def end(leaving: Run) -> None:
+    """As the runner does when nothing is left."""
+    leaving.over.set()
+    assert leaving.job is not None
+    leaving.job.remove()
+    leaving.job = None
+
+
+async def test_what_ends_by_itself_while_it_is_cleared_away_harms_nobody(leaving: Run, run: RunDirectory) -> None:
+    clearing = asyncio.create_task(clear_away(leaving, LadderPolicy(hard_grace_s=60)))
+    control_page = run.job(leaving.attempt).control_page
+    await until(lambda: JobControl.read(control_page).order.phase is JobPhase.STOP_HARD)
+    end(leaving)
+    async with asyncio.timeout(10):
+        await clearing
+    assert list(run.jobs()) == []
+
+
+async def test_what_has_ended_before_it_is_cleared_away_gets_no_pages_any_more(leaving: Run, run: RunDirectory) -> None:
+    clearing = asyncio.create_task(clear_away(leaving, LadderPolicy(hard_grace_s=60)))
+    await asyncio.sleep(0)  # it asks the kernel for processes, in a thread
+    end(leaving)
+    async with asyncio.timeout(10):
+        await clearing
+    assert list(run.jobs()) == []
+
+
 async def test_what_a_program_leaves_off_the_gpu_is_killed_at_once(protected: Node, tmp_path: Path) -> None:
     stubborn = f'(trap "" TERM; echo $BASHPID > {tmp_path}/child; while :; do sleep 0.05; done) & '
     began = time.monotonic()
@@ -324,6 +386,20 @@ async def test_executor_killed_before_it_dropped_the_pages_of_an_ended_attempt_d
     os.kill(started.pid, signal.SIGKILL)
     await until((protected.directory() / "exit.json").exists)
     assert run.job(slot.key).path.exists()
+    await protected.restart()
+    await protected.fact(RunExited)
+    assert list(run.jobs()) == []
+
+
+async def test_attempt_that_ends_while_it_is_taken_over_leaves_no_pages(
+    protected: Node, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protected.start("sleep", "1000")
+    started = await protected.fact(RunStarted)
+    await protected.runner.close()
+    os.kill(started.pid, signal.SIGKILL)
+    await until((protected.directory() / "exit.json").exists)
+    monkeypatch.setattr(Protection, "sweep", lambda *_: None)  # it lived when this looked
     await protected.restart()
     await protected.fact(RunExited)
     assert list(run.jobs()) == []
