@@ -120,6 +120,10 @@ class ScriptedExecutor:
         self._controls.pop(attempt).close()
         self._run.job(attempt).remove()
 
+    @property
+    def socket(self) -> Path:
+        return self._run.executor_socket
+
     async def listen(self) -> None:
         self._server = EvictionServer(self._run.executor_socket, self._carry_out)
         await self._server.open()

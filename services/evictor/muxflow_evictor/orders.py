@@ -59,7 +59,8 @@ class Orders:
         self._readings_after = readings_after
         self._spawn = spawn
         self._on_over = on_over
-        self._under_way: dict[Attempt, tuple[Eviction, asyncio.Task[None]]] = {}
+        self._under_way: dict[Attempt, tuple[Eviction, tuple[asyncio.Task[None], ...]]] = {}
+        """With what is to be done about their beginning: written down, told."""
 
     @property
     def under_way(self) -> int:
@@ -143,19 +144,19 @@ class Orders:
             before=before,
             decided_ns=order.decided_ns,
         )
-        entering = asyncio.create_task(self._write_down(eviction))
-        self._enter(eviction)
+        entering = self._spawn(self._write_down(eviction))
+        self._enter(eviction, entering)
         await asyncio.wait({entering}, timeout=_LEDGER_S)
 
-    def _enter(self, eviction: Eviction) -> None:
+    def _enter(self, eviction: Eviction, *beginning: asyncio.Task[None]) -> None:
         telling = self._spawn(_await(self._tell(eviction.begun(self._node))))
-        self._under_way[eviction.attempt] = eviction, telling
+        self._under_way[eviction.attempt] = eviction, (*beginning, telling)
 
     def _over(self, order: EvictOrder, done: EvictDone) -> None:
         found = self._under_way.pop(done.attempt, None)
         if found is None:
             return
-        eviction, telling = found
+        eviction, beginning = found
         now_ns = time.time_ns()
         gone_ns = order.decided_ns + int(done.total_ms * _MS_NS) if done.total_ms is not None else now_ns
         total_ms = max(0, gone_ns - eviction.decided_ns) / _MS_NS
@@ -163,11 +164,11 @@ class Orders:
         log.info("evicted", attempt=str(done.attempt), gpu=eviction.gpu, total_ms=round(total_ms, 1), how=how)
         self._on_over(total_ms)
         # In the background: neither the disk nor the next reading holds up what is still to be cleared.
-        self._spawn(self._tell_over(eviction, telling, total_ms))
+        self._spawn(self._tell_over(eviction, beginning, total_ms))
 
-    async def _tell_over(self, eviction: Eviction, telling: asyncio.Task[None], total_ms: float) -> None:
+    async def _tell_over(self, eviction: Eviction, beginning: tuple[asyncio.Task[None], ...], total_ms: float) -> None:
         after = await self._readings_after(eviction.gpu, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-        await telling
+        await asyncio.gather(*beginning)  # a slow disk writes nothing down that was struck already
         await self._tell(eviction.over(self._node, after=after, total_ms=total_ms))
         await asyncio.to_thread(self._ledger.strike, eviction)
 
