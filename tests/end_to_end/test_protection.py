@@ -93,7 +93,7 @@ def test_a_burst_slows_freezes_and_evicts_the_job_which_goes_on_later_and_finish
         assert lost(requests) == []
         job = node.wait_job("victim", lambda job: job.state is JobState.FINISHED, PATIENCE_S, "is finished")
         assert (job.evictions, job.attempt) == (1, 2)
-        assert node.ends("victim") == {"jobs.finished": 1}
+        assert node.ended("victim") == {"jobs.finished": 1}
         story = node.story()
         seen = [change.state for change in story]
         assert seen[:4] == [INIT, HEALTHY, UNHEALTHY, OVERLIMIT], story
@@ -157,7 +157,7 @@ def test_the_online_side_notices_nothing_when_services_are_killed_in_a_burst(
     assert lost(loud.finish()) == []
     assert lost(calm.finish()) == []
     node.wait_job("job", lambda job: job.state is JobState.FINISHED, PATIENCE_S, "is finished")
-    assert node.ends("job") == {"jobs.finished": 1}
+    assert node.ended("job") == {"jobs.finished": 1}
 
 
 @pytest.mark.timeout(120)

@@ -184,10 +184,17 @@ class ProtectedMachine(Machine):
         until(lambda: pid in {client.pid for client in gpus.clients(0)}, seconds, f"{name} is on the GPU")
         return int(pid)
 
-    def ends(self, name: str) -> Counter[str]:
-        """How often each terminal event of a job was told."""
-        told = (each for kind in TERMINAL for each in self.portal.events(kind))
-        return Counter(each.kind for each in told if each.names["job"] == name)
+    def ended(self, name: str) -> Counter[str]:
+        """Wait until it is told that a job has ended; gives how often each terminal event was told."""
+        told: Counter[str] = Counter()
+
+        def look() -> Counter[str]:
+            events = (each for kind in TERMINAL for each in self.portal.events(kind))
+            told.update(each.kind for each in events if each.names["job"] == name)
+            return told
+
+        until(look, 20, f"{name} is told to have ended")
+        return told
 
     def operations(self, index: int = 0) -> tuple[Operation, ...]:
         """The device's own log."""
