@@ -71,9 +71,13 @@ enum mux_gate_state {
 /* What holds for a job: the stricter of the device's gate and its own.
  *
  *   device \ job   FROZEN   TRICKLE   OPEN
- *   FROZEN         frozen   frozen    frozen     hard Overlimit: not even a checkpoint goes on
- *   TRICKLE        frozen   trickle   frozen     Overlimit: frozen, but a job that is being evicted
- * may save its state OPEN           frozen   trickle   open
+ *   FROZEN         frozen   frozen    frozen
+ *   TRICKLE        frozen   trickle   frozen
+ *   OPEN           frozen   trickle   open
+ *
+ * A device is FROZEN when nothing may go on, not even a checkpoint: hard Overlimit, a lost or
+ * faulted GPU. It trickles in Overlimit and when it is disabled: frozen, but for a job that is
+ * being evicted and may save its state.
  *
  * Budget: the device's for OPEN, the job's for TRICKLE; in both cases at most the device's times
  * the job's share when the device is OPEN. Window: the smaller. */
