@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import signal
 import sqlite3
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
+from muxflow import state_lock
 from muxflow.bus import Bus, BusError, Message, Outbox
 from muxflow.contracts.catalogue import ALERTS_EVICTION, DEVICES_STATE, ONLINE_STATE
 from muxflow.contracts.devices import DeviceState, EvictionAlert, GpuSample
@@ -62,7 +61,7 @@ class Evictor(Service[EvictorSettings]):
             raise CannotStart(f"evictor.run_dir {self._run.path}: {error}") from None
         try:
             self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _lock(self._state_dir)
+            self._lock = state_lock.hold(self._state_dir, self.name)
             self._outbox = Outbox(self._state_dir / "outbox.db", source=self.bus.source)
             await self._outbox.open()
             self._opened = True
@@ -195,16 +194,3 @@ class Evictor(Service[EvictorSettings]):
                 await asyncio.sleep(_RETRY_S)
             else:
                 return
-
-
-def _lock(state_dir: Path) -> IO[Any]:
-    """Make sure that no other evictor uses the directory. Raises OSError."""
-    file = (state_dir / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise OSError("in use by another evictor") from None
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file

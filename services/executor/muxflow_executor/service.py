@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import signal
 import sqlite3
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
+from muxflow import state_lock
 from muxflow.bus import Bus, BusError, Message, Outbox, Reader
 from muxflow.contracts import (
     Attempt,
@@ -111,7 +110,7 @@ class Executor(Service[ExecutorSettings]):
                 raise CannotStart(f"executor.run_dir {self._run.path}: {error}") from None
         try:
             self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _lock(self._state_dir)
+            self._lock = state_lock.hold(self._state_dir, self.name)
             self._cgroup = await asyncio.to_thread(cgroups.attempts_cgroup, self._state_dir)
             self._store = AttemptStore(self._state_dir)
             self._runner = ProcessRunner(
@@ -372,19 +371,6 @@ def _gpus(section: ExecutorSection) -> tuple[Gpu, ...]:
     if not found:
         raise CannotStart("NVML finds no GPU; executor.inventory names a file if GPUs are to be declared")
     return found
-
-
-def _lock(state_dir: Path) -> IO[Any]:
-    """Make sure that no other executor uses the directory. Raises OSError."""
-    file = (state_dir / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise OSError("in use by another executor") from None
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
 
 
 def _outcome(fact: RunExited) -> str:

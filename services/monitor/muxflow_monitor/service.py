@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import signal
 import sqlite3
 import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
+from muxflow import state_lock
 from muxflow.bus import Bus, BusError, Message, Outbox
 from muxflow.contracts import DeviceRequest, DeviceState, Event, Gpu, GpuSample, NodeTelemetry, SloReport
 from muxflow.contracts.catalogue import REQUESTS_DEVICE, SLO, TELEMETRY
@@ -86,7 +85,7 @@ class Monitor(Service[MonitorSettings]):
         outbox = Outbox(self._state_dir / "outbox.db", source=self.bus.source)
         try:
             self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _lock(self._state_dir)
+            self._lock = state_lock.hold(self._state_dir, self.name)
             self._memories.open()
             await outbox.open()
         except (OSError, sqlite3.Error) as error:
@@ -292,16 +291,3 @@ def _current(watch: DeviceWatch, now_ns: int) -> GpuSample:
     if now_ns - view.time_ns <= _FRESH_NS:
         return view.sample
     return blank(watch.gpu.uuid, view.memory)
-
-
-def _lock(state_dir: Path) -> IO[Any]:
-    """Make sure that no other monitor uses the directory. Raises OSError."""
-    file = (state_dir / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise OSError("in use by another monitor") from None
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
