@@ -136,11 +136,13 @@ typedef struct {
 
 typedef struct {
     int type;
+    int id;
+} CUmemLocation;
+
+typedef struct {
+    int type;
     int requestedHandleTypes;
-    struct {
-        int type;
-        int id;
-    } location;
+    CUmemLocation location;
     void *win32HandleMetaData;
     uint8_t allocFlags[8];
 } CUmemAllocationProp;

@@ -9,6 +9,7 @@
 #include "group.h"
 #include "lane.h"
 #include "log.h"
+#include "passage.h"
 
 /* The driver ends what is still in flight at exit, as it does without us; so long one may hope that
  * it ends by itself. */
@@ -20,7 +21,7 @@ static void pass(struct lane *lane, void *context) {
     (void)context;
 }
 
-/* The contexts in which something was launched, one after the other. */
+/* The contexts of the program, one after the other. */
 static void synchronize_each(CUcontext context) {
     if (driver.ctx_set_current(context) == CUDA_SUCCESS)
         driver.ctx_synchronize();
@@ -30,6 +31,8 @@ void drain_for_good(void) {
     atomic_fetch_or(&attention, ATTENTION_CLOSED);
     lane_each(pass, NULL, true);
     int mode = capture_relax();
+    context_each(synchronize_each); /* a kernel may wait for a word that a copy is to bring */
+    passage_close();
     context_each(synchronize_each);
     capture_restore(mode);
 }

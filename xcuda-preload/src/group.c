@@ -4,6 +4,7 @@
 #include "clock.h"
 #include "context.h"
 #include "driver.h"
+#include "gate.h"
 
 static struct group *newest(struct lane *lane) {
     return lane->count == 0 ? NULL : &lane->groups[(lane->first + lane->count - 1) % LANE_GROUPS];
@@ -25,8 +26,12 @@ static void give_event(const struct lane *lane, CUevent event) {
     account_unlock();
 }
 
-/* An event, recorded in the stream; NULL if that was not possible. */
+/* An event, recorded in the stream; NULL if that was not possible. A mark behind the end of the
+ * drain, which has seen every lane since it was closed, would be in flight when the process dies.
+ */
 static CUevent mark(const struct lane *lane) {
+    if (atomic_load(&attention) & ATTENTION_CLOSED)
+        return NULL;
     CUevent event = take_event(lane);
     CUstream stream = atomic_load_explicit(&lane->stream, memory_order_relaxed);
     if (event == NULL || driver.event_record(event, stream) == CUDA_SUCCESS)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-KINDS = {"launch": 2, "sync": 1, "begin": 1, "end": 1, "call": 1, "libc": 0}
+KINDS = {"launch": 2, "pass": 1, "read": 1, "sync": 1, "begin": 1, "end": 1, "call": 1, "libc": 0}
 """Number of details that each kind has."""
 
 
@@ -28,6 +28,14 @@ class Hook(NamedTuple):
         if self.parameters == "void":
             return ""
         return ", ".join(part.split()[-1].lstrip("*") for part in self.parameters.split(","))
+
+    @property
+    def stand_in(self) -> str:
+        """The call of the function that stands in, if there is one."""
+        if self.kind not in {"call", "pass"} or self.details[0] == "DRIVER":
+            return ""
+        arguments = f", {self.arguments}" if self.arguments else ""
+        return f"{self.details[0]}(HOOK_{self.name}{arguments})"
 
     @property
     def named(self) -> tuple[str, str]:
@@ -71,8 +79,12 @@ def slow(hook: Hook) -> str:
     named, if_null = hook.named
     return (
         f"SLOW CUresult slow_{hook.name}({hook.parameters}) {{\n"
-        f"    struct lane *lane = launch_admit({named}, {if_null}, {hook.details[1]});\n"
-        f"    return launch_settle(lane, HOOK_{hook.name}, REAL({hook.name})({hook.arguments}));\n"
+        f"    uint64_t work = {hook.details[1]};\n"
+        f"    struct lane *lane = launch_admit({named}, {if_null}, work);\n"
+        "    bool passes = work == 0 && passage_enter();\n"
+        f"    CUresult result = launch_settle(lane, HOOK_{hook.name}, REAL({hook.name})({hook.arguments}));\n"
+        "    passage_leave(passes);\n"
+        "    return result;\n"
         "}\n\n"
     )
 
@@ -90,19 +102,25 @@ def body(hook: Hook) -> str:
             f"    return __builtin_expect(result == CUDA_SUCCESS, 1) ? result : launch_failed({index}, result);\n"
         )
     if hook.kind == "call":
-        arguments = f", {hook.arguments}" if hook.arguments else ""
-        return f"    return {hook.details[0]}({index}{arguments});\n"
+        return f"    return {hook.stand_in};\n"
+    result = f"    CUresult result = {hook.stand_in or real};\n"
+    if hook.kind in {"pass", "read"}:
+        result = f"    bool passes = passage_enter();\n{result}    passage_leave(passes);\n"
+    if hook.kind == "pass":
+        return f"{result}    return result;\n"
+    kind = "sync" if hook.kind == "read" else hook.kind
     return (
         f"    CUstream named = {hook.stream};\n"
-        f"    {hook.kind}_enter(named);\n"
-        f"    return {hook.kind}_leave(named, {index}, {real});\n"
+        f"    {kind}_enter(named);\n"
+        f"{result}"
+        f"    return {kind}_leave(named, {index}, result);\n"
     )
 
 
 def header(hooks: list[Hook]) -> str:
     indices = "".join(f"    HOOK_{hook.name},\n" for hook in hooks)
     types = "".join(f"typedef CUresult (*fn_{hook.name})({hook.parameters});\n" for hook in hooks)
-    handlers = {hook.details[0]: hook for hook in hooks if hook.kind == "call"}
+    handlers = {hook.details[0]: hook for hook in hooks if hook.stand_in}
     called = "".join(f"CUresult {name}(enum hook_index hook, {hook.parameters});\n" for name, hook in handlers.items())
     return (
         "/* Written by hooks.py from hooks.table. */\n#ifndef XCUDA_HOOKS_H\n#define XCUDA_HOOKS_H\n\n"
@@ -116,7 +134,7 @@ def source(hooks: list[Hook]) -> str:
     functions = "".join(
         f"{slow(hook)}EXPORT CUresult {hook.name}({hook.parameters}) {{\n{body(hook)}}}\n\n" for hook in hooks
     )
-    modules = "".join(f'#include "{name}.h"\n' for name in ("capture", "driver", "launch", "sync", "work"))
+    modules = "".join(f'#include "{name}.h"\n' for name in ("capture", "driver", "launch", "passage", "sync", "work"))
     return (
         f"/* Written by hooks.py from hooks.table. */\n{modules}\n"
         "#define SLOW __attribute__((noinline, cold)) static\n\n"

@@ -66,6 +66,7 @@ struct memory {
 struct thread {
     struct memory memories[THREAD_LANES];
     uint32_t in_callback; /* of the driver: depth */
+    uint32_t on_the_way;  /* past the gate (passage.h): depth */
 };
 
 struct lane {

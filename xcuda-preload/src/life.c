@@ -13,6 +13,7 @@
 #include "lane.h"
 #include "launch.h"
 #include "log.h"
+#include "passage.h"
 #include "quota.h"
 #include "settings.h"
 #include "stop.h"
@@ -30,6 +31,7 @@ static void child_after_fork(void) {
     atomic_store(&attention, ATTENTION_START);
     stop_forget_all();
     lane_forget_all();
+    passage_forget_all();
     account_forget_all();
     context_forget_all();
     job_forget_all();

@@ -12,14 +12,13 @@ _WORK = re.compile(
     r"cu(Launch|GraphLaunch|Memcpy|Memset|MemBatch|MemAlloc|MemFree|MemCreate|MemRelease|MemMap$|MemUnmap"
     r"|Array.*(Create|Destroy)|MipmappedArray(Create|Destroy)|Ctx(Create|Destroy|Synchronize)"
     r"|DevicePrimaryCtxRe|Stream(BeginCapture|EndCapture|Begin.*Capture|Synchronize|Query|Destroy)|GetProcAddress"
-    r"|MemGetInfo|DeviceTotalMem)"
+    r"|MemGetInfo|DeviceTotalMem|MemPrefetch|MemDiscard|MemMapArrayAsync|EventRecord|GraphUpload"
+    r"|Stream(AttachMem|BatchMemOp|WaitEvent|WaitValue|WriteValue)|(Signal|Wait)ExternalSemaphores)"
 )
-"""Calls that launch, allocate, free, wait, capture, or tell about memory."""
+"""Calls that launch, allocate, free, wait, capture, put anything into a stream, or tell about memory."""
 
 _EXCUSED = re.compile(
     r"cu(MemAllocHost|MemFreeHost"  # memory of the host
-    r"|Memcpy(2D|3D)?(HtoD|DtoH|HtoA|AtoH)"  # copies from and to it
-    r"|MemcpyDtoHAsync|MemcpyHtoDAsync"
     r"|MemAllocFromPool$|MemcpyBatchAsync$"
     r"|LaunchAttribute)"
 )

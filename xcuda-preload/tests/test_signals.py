@@ -106,6 +106,31 @@ def test_a_second_signal_does_not_cut_the_drain_short(gpu_node: GpuNode) -> None
     assert _ends_drained(gpu_node, process) == -signal.SIGTERM
 
 
+def test_a_kernel_that_waits_for_a_copy_from_the_host_gets_it_during_the_drain(gpu_node: GpuNode) -> None:
+    gpu_node.environment["XCUDA_LOG"] = "stderr"
+    process = gpu_node.python(
+        """
+        from driver import *
+        begin()
+        [wait_for] = functions("wait_for")
+        word = allocate(4)
+        call("cuMemcpyHtoD_v2", c_uint64(word), bytes(4), c_size_t(4))
+        launch(wait_for, word, stream())
+        say("ready")
+        sys.stdin.readline()
+        while True:
+            call("cuMemcpyHtoDAsync_v2", c_uint64(word), b"once", c_size_t(4), stream())
+        """
+    )
+    assert gpu_node.hear(process) == "ready"
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    while "draining" not in process.stderr.readline():
+        assert process.poll() is None
+    gpu_node.tell(process)
+    assert _ends_drained(gpu_node, process) == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("number", _SIGNALS)
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_handler_of_the_programs_own_runs_whenever_it_was_installed(
