@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import pytest
 
@@ -62,6 +62,29 @@ def programs() -> Path:
     """Directory of the C programs of these tests, and of the stub driver."""
     make("tests")
     return ROOM / "build" / "plain" / "tests"
+
+
+class Build(NamedTuple):
+    """The C programs in one of the ways in which they are built."""
+
+    programs: Path
+    sanitized: bool
+    environment: Mapping[str, str]
+    """Under which a sanitizer ends a program that it has something to say about."""
+
+
+@pytest.fixture(scope="session", params=["", "address,undefined", "thread"], ids=["plain", "asan+ubsan", "tsan"])
+def build(request: pytest.FixtureRequest) -> Build:
+    make("tests", f"SANITIZE={request.param}")
+    return Build(
+        programs=ROOM / "build" / (request.param.replace(",", "+") or "plain") / "tests",
+        sanitized=bool(request.param),
+        environment={
+            # The leak detector stops threads by ptrace, which not every machine allows.
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "TSAN_OPTIONS": f"suppressions={ROOM / 'tests' / 'thread.supp'}:halt_on_error=1",
+        },
+    )
 
 
 class Node:
@@ -168,15 +191,15 @@ class Node:
 
         self.eventually(stood)
 
+    def pages(self) -> dict[str, str]:
+        """The variables that say where the pages are."""
+        return {"XCUDA_DEVICE_DIR": str(self.device_dir.path), "XCUDA_JOB_DIR": str(self.job_dir.path)}
+
     def environment_of(self, *, preload: bool = True) -> dict[str, str]:
         """The environment of a program of the job."""
         environment = {**os.environ, **self.environment, "LD_LIBRARY_PATH": str(self._driver)}
         if preload:
-            environment |= {
-                "LD_PRELOAD": str(self._library),
-                "XCUDA_DEVICE_DIR": str(self.device_dir.path),
-                "XCUDA_JOB_DIR": str(self.job_dir.path),
-            }
+            environment |= {"LD_PRELOAD": str(self._library), **self.pages()}
         return environment
 
     def start(
