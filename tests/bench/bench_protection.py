@@ -1,8 +1,9 @@
 """Measures how well a device is protected; prints one JSON object. Simulated GPUs: regression bounds, not claims.
 
 The whole of MuxFlow runs in every phase; online load is open-loop and bursty, with the same times in every phase of a
-round. A round is: the online service alone, beside a protected offline job, alone again (the noise floor), and beside
-the same job unprotected (an MPS client that may use the whole device, without xCUDA and unknown to the executor).
+round. A round is: the online service alone, beside a protected offline job, and alone again (the noise floor); then, on
+another machine, alone and beside the same job unprotected (an MPS client that may use the whole device, without xCUDA
+and unknown to the executor).
 
 - ``online_p99_ratio``: p99 of the online latency protected / alone; median over rounds, ``…_low``/``…_high`` its 95%
   interval. ``alone_p99_ratio``: alone / alone. ``online_p99_ratio_unprotected``: unprotected / alone.
@@ -165,7 +166,7 @@ def unprotected(node: ProtectedMachine, seconds: float, seed: int) -> Phase:
 
 def rounds(kind: str, count: int, seconds: float) -> dict[str, Any]:
     """Measure latency and throughput."""
-    ratios: dict[str, list[float]] = {"protected": [], "alone": [], "unprotected": []}
+    ratios, noise, bare_ratios = [], [], []
     shares, bare_shares, stops, recoveries = [], [], [], []
     bursts = requests = missed = missed_bare = 0
     with machine(kind) as node:
@@ -173,34 +174,34 @@ def rounds(kind: str, count: int, seconds: float) -> dict[str, Any]:
             alone = observe(node, seconds, seed=number)
             beside = protected(node, f"job-{number}", seconds, seed=number)
             again = observe(node, seconds, seed=number)
-            bare = unprotected(node, seconds, seed=number)
-            ratios["protected"].append(beside.p99_ms / alone.p99_ms)
-            ratios["alone"].append(again.p99_ms / alone.p99_ms)
-            ratios["unprotected"].append(bare.p99_ms / alone.p99_ms)
+            ratios.append(beside.p99_ms / alone.p99_ms)
+            noise.append(again.p99_ms / alone.p99_ms)
             shares.append(beside.share)
-            bare_shares.append(bare.share)
             found = beside.bursts()
             bursts += len(found)
             stops += [figures.stop_ms(each, beside.operations, beside.offline) for each in found]
             recoveries += [figures.recover_ms(each, beside.operations, beside.offline) for each in found]
             requests += len(beside.requests)
             missed += len(lost(beside.requests))
+            say(f"{number + 1}/{count}: p99 alone {alone.p99_ms:.2f}, protected {beside.p99_ms:.2f}, alone again")
+            say(f"    {again.p99_ms:.2f} ms; offline share {beside.share:.2f}")
+    with machine(kind) as node:  # another one: here the offline job counts as an online one, also in forecasts
+        for number in range(count):
+            alone = observe(node, seconds, seed=number)
+            bare = unprotected(node, seconds, seed=number)
+            bare_ratios.append(bare.p99_ms / alone.p99_ms)
+            bare_shares.append(bare.share)
             missed_bare += len(lost(bare.requests))
-            print(
-                f"round {number + 1} of {count}: p99 alone {alone.p99_ms:.2f} ms, protected {beside.p99_ms:.2f} ms, "
-                f"alone {again.p99_ms:.2f} ms, unprotected {bare.p99_ms:.2f} ms; offline share {beside.share:.2f}",
-                file=sys.stderr,
-                flush=True,
-            )
-    online, noise = (figures.median_interval(ratios[each]) for each in ("protected", "alone"))
+            say(f"{number + 1}/{count}: p99 alone {alone.p99_ms:.2f}, unprotected {bare.p99_ms:.2f} ms")
+    online, floor = figures.median_interval(ratios), figures.median_interval(noise)
     return {
         "online_p99_ratio": round(online.median, 3),
         "online_p99_ratio_low": round(online.low, 3),
         "online_p99_ratio_high": round(online.high, 3),
-        "alone_p99_ratio": round(noise.median, 3),
-        "alone_p99_ratio_low": round(noise.low, 3),
-        "alone_p99_ratio_high": round(noise.high, 3),
-        "online_p99_ratio_unprotected": round(statistics.median(ratios["unprotected"]), 3),
+        "alone_p99_ratio": round(floor.median, 3),
+        "alone_p99_ratio_low": round(floor.low, 3),
+        "alone_p99_ratio_high": round(floor.high, 3),
+        "online_p99_ratio_unprotected": round(statistics.median(bare_ratios), 3),
         "offline_share": round(statistics.median(shares), 3),
         "offline_share_unprotected": round(statistics.median(bare_shares), 3),
         "online_requests": requests,
@@ -212,6 +213,11 @@ def rounds(kind: str, count: int, seconds: float) -> dict[str, Any]:
         "bursts_recovered": sum(each is not None for each in recoveries),
         "recover_ms_p99": _p99(recoveries),
     }
+
+
+def say(line: str) -> None:
+    """Tell how far it is, beside the result."""
+    print(line, file=sys.stderr, flush=True)
 
 
 QUICK = {
@@ -283,11 +289,7 @@ def freezes(kind: str, count: int) -> dict[str, Any]:
             frozen.append((figures.stopped_ns(log.close(), {pid}, after_ns=at_ns) - at_ns) / figures.MILLISECOND_NS)
             gone.append(last.total_ms + (first.decided_ns - clocks_ns - at_ns) / figures.MILLISECOND_NS)
             assert hoarder.returncode == 0
-            print(
-                f"freeze {number + 1} of {count}: {frozen[-1]:.2f} ms, gone {gone[-1]:.1f} ms",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{number + 1}/{count}: frozen after {frozen[-1]:.2f} ms, gone after {gone[-1]:.1f} ms")
             node.wait_state(DeviceCondition.HEALTHY, 30)
     return {"freezes": count, "freeze_ms_p99": _p99(frozen), "evict_hard_total_ms_p99": _p99(gone)}
 
@@ -309,11 +311,7 @@ def evictions(kind: str, count: int) -> dict[str, Any]:
             received.clear()
             alerts.append((first_ns - at_ns) / figures.MILLISECOND_NS)
             totals.append(last.total_ms + (first.decided_ns - at_ns) / figures.MILLISECOND_NS)
-            print(
-                f"eviction {number + 1} of {count}: alert {alerts[-1]:.1f} ms, gone {totals[-1]:.1f} ms",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{number + 1}/{count}: alert after {alerts[-1]:.1f} ms, gone after {totals[-1]:.1f} ms")
             node.wait_state(DeviceCondition.HEALTHY, 30)
     return {"evictions": count, "evict_alert_ms_p99": _p99(alerts), "evict_total_ms_p99": _p99(totals)}
 
@@ -344,7 +342,7 @@ def main() -> None:
     """Measure, and print one JSON object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", default="A100", help="kind of the simulated GPU")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of four phases")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of five phases")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a phase")
     parser.add_argument("--evictions", type=int, default=20, help="evictions, and freezes without one")
     parser.add_argument("--monitor-seconds", type=float, default=20.0)

@@ -54,7 +54,7 @@ class Portal:
                 time.sleep(0.05)
 
     def devices(self) -> tuple[DeviceSummary, ...]:
-        return self.answer(self._client.devices)
+        return self.answer(lambda: self._client.devices(newest=False))
 
     def job(self, name: str) -> JobRecord:
         return self.answer(lambda: self._client.job(name)).record
