@@ -122,9 +122,12 @@ class _Document:
                 raise self.error("", f"{required} is missing; write for example {example!r}")
         self._convert_memory(tree["gpu"])
         try:
-            return msgspec.convert(tree, JobSpec, strict=False)
+            spec = msgspec.convert(tree, JobSpec, strict=False)
         except msgspec.ValidationError as error:
             raise self._explain(error) from None
+        if spec.workdir is not None and not spec.workdir.startswith("/"):
+            raise self.error("workdir", "must be an absolute path on the node")  # there is nothing it is relative to
+        return spec
 
     def _plain(self, node: yaml.Node, place: str, depth: int) -> Any:
         """Turn nodes into dicts, lists, str and None. Scalars stay as they are written: types come from the struct."""

@@ -105,6 +105,8 @@ def test_a_file_is_read_from_disk_and_named_in_errors(tmp_path: Path) -> None:
             f"job.yaml:1: name: {jobfile.NAME_RULE}",
         ),
         (MINIMAL + "retries: few", "job.yaml:4: retries: expected a whole number, got text"),
+        (MINIMAL + "workdir: src", "job.yaml:4: workdir: must be an absolute path on the node"),
+        (MINIMAL + "workdir: ~/src", "job.yaml:4: workdir: must be an absolute path on the node"),
         (MINIMAL + "image: [a]", "job.yaml:4: image: expected text or nothing, got a list"),
         (MINIMAL + "env:\n  EMPTY:", 'job.yaml:5: env.EMPTY: must be text; for an empty value write ""'),
         (MINIMAL + "mounts:\n  - sourc: /a", "job.yaml:5: mounts[0].sourc: unknown key; did you mean 'source'?"),
