@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from muxflow.cli import gpus, output, readings
 from muxflow.cli.ages import age
 from muxflow.cli.command import Session, command
-from muxflow.cli.events import SinceOption
+from muxflow.cli.events import since_option
 from muxflow.cli.gpus import DeviceArgument
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ async def explain(
     session: Session,
     *,
     device: DeviceArgument,
-    since: SinceOption = None,
+    since: Annotated[float | None, since_option("1d")] = None,
 ) -> None:
     """Tell the story of one GPU: its changes of state and what caused them, what holds now, who is there.
 

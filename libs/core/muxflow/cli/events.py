@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -27,14 +27,14 @@ def _since(text: str) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
-SinceOption = Annotated[
-    float | None,
-    typer.Option(
-        parser=_since,
-        metavar="DURATION",
-        help="Begin this long ago: 90s, 15m, 1h, 7d. Default: 1h, or now with --follow.",
-    ),
-]
+def since_option(default: str) -> Any:
+    """Make the option ``--since`` of a command that says in its own words where it begins without."""
+    return typer.Option(
+        parser=_since, metavar="DURATION", help=f"Begin this long ago: 90s, 15m, 1h, 7d. Default: {default}."
+    )
+
+
+SinceOption = Annotated[float | None, since_option("1h, or now with --follow")]
 
 
 def add_to(app: typer.Typer) -> None:

@@ -69,6 +69,16 @@ def test_help_says_what_is_used_up_and_what_is_not_there_yet() -> None:
     assert "lists are one document, streams (events, alerts, logs, up) one object per line" in told("jobs")
 
 
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [("explain", "1d."), ("events", "1h, or now with --follow."), ("alerts", "1h, or now with --follow.")],
+)
+def test_help_says_how_far_back_a_command_goes_by_itself(command: str, default: str) -> None:
+    help_text = CliRunner().invoke(build(), [command, "--help"], env={"COLUMNS": "200"}).stdout
+    (line,) = (line for line in help_text.splitlines() if "--since" in line and "DURATION" in line)
+    assert f"Begin this long ago: 90s, 15m, 1h, 7d. Default: {default}" in line
+
+
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys; from muxflow.cli.app import build; build(); "
