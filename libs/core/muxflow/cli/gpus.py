@@ -69,7 +69,10 @@ def meant(words: str, devices: Sequence[DeviceSummary]) -> DeviceSummary:
         return found[0]
     if found:
         raise CommandError(f"{words!r} may be any of {_listed(found)}")
-    raise CommandError(f"there is no GPU {words!r}; there is {_listed(devices)}" if devices else "there are no GPUs")
+    if not devices:
+        raise CommandError("there are no GPUs")
+    are = "is" if len(devices) == 1 else "are"
+    raise CommandError(f"there is no GPU {words!r}; there {are} {_listed(devices)}")
 
 
 def _is(words: str, device: DeviceSummary) -> bool:

@@ -36,10 +36,11 @@ def test_a_whole_uuid_is_no_begin_of_another() -> None:
 @pytest.mark.parametrize(
     ("words", "devices", "message"),
     [
-        ("7", ONE_NODE, "there is no GPU '7'; there is T4 #0, A100 #1, T4 #2 of vm"),
+        ("7", ONE_NODE, "there is no GPU '7'; there are T4 #0, A100 #1, T4 #2 of vm"),
         ("GPU-aa", ONE_NODE, "'GPU-aa' may be any of T4 #0, A100 #1 of vm"),
         ("0", TWO_NODES, "'0' may be any of a/b/0 (T4), c.d/0 (A100)"),
-        ("", ONE_NODE, "there is no GPU ''; there is T4 #0, A100 #1, T4 #2 of vm"),
+        ("", ONE_NODE, "there is no GPU ''; there are T4 #0, A100 #1, T4 #2 of vm"),
+        ("7", ONE_NODE[:1], "there is no GPU '7'; there is T4 #0 of vm"),
         ("0", (), "there are no GPUs"),
         ("x", tuple(device("vm", index) for index in range(14)), "T4 #11 and 2 more of vm"),
     ],
