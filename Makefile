@@ -60,6 +60,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo 'setup: installing muxflow[$(EXTRAS)], which takes a minute the first time'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
+	@echo 'setup: done; `. $(BIN)/activate` puts muxflow on the PATH'
 
 # Not in the list: `.ci/run` asks whether this machine's Python will do.
 .PHONY: python

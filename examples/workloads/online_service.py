@@ -1,7 +1,8 @@
 """An inference-like online service under open-loop load: requests come when they come, whether or not it keeps up.
 
-Each request is a few kernels. Its latency counts from when it was due, so that waiting in line is seen. One JSON line
-per request goes to --log: due_ns, done_ns (CLOCK_MONOTONIC), and the error that cost it its answer, or null.
+Each request is a few kernels. Its latency counts from when it was due, so that waiting in line is seen. At the end it
+says how it went; with --log there is one JSON line per request: due_ns, done_ns (CLOCK_MONOTONIC), and the error that
+cost it its answer, or null.
 
     eval "$(muxflow device env 0)"
     python3 examples/workloads/online_service.py --rates examples/workloads/bursty.rates --seconds 60 --log online.jsonl
@@ -86,7 +87,35 @@ class Service:
         self._close()
 
 
-def run(options: argparse.Namespace, log: TextIO) -> None:
+class Notes:
+    """What became of the requests."""
+
+    def __init__(self, log: TextIO | None) -> None:
+        self._log = log
+        self._latencies_ms: list[float] = []
+        self._lost = 0
+
+    def take(self, due_ns: int, done_ns: int, error: str | None) -> None:
+        """Note one request."""
+        if error is None:
+            self._latencies_ms.append((done_ns - due_ns) / 1e6)
+        else:
+            self._lost += 1
+        if self._log is not None:
+            self._log.write(json.dumps({"due_ns": due_ns, "done_ns": done_ns, "error": error}) + "\n")
+
+    def close(self) -> None:
+        """Say how it went."""
+        if self._log is not None:
+            self._log.flush()
+        ordered = sorted(self._latencies_ms)
+        if ordered:
+            p50, p99 = (ordered[round(share * (len(ordered) - 1))] for share in (0.5, 0.99))
+            print(f"{len(ordered)} requests answered: p50 {p50:.1f} ms, p99 {p99:.1f} ms", flush=True)
+        print(f"{self._lost} requests lost", flush=True)
+
+
+def run(options: argparse.Namespace, notes: Notes) -> None:
     """Serve until the time is over or a signal comes."""
     service = Service(options)
     service.serve()  # the first request of a process pays for loading
@@ -96,7 +125,7 @@ def run(options: argparse.Namespace, log: TextIO) -> None:
         due_ns = begin_ns + int(at_s * SECOND_NS)
         wait_until(due_ns)
         error = service.serve()
-        log.write(json.dumps({"due_ns": due_ns, "done_ns": time.monotonic_ns(), "error": error}) + "\n")
+        notes.take(due_ns, time.monotonic_ns(), error)
     service.close()
 
 
@@ -125,15 +154,16 @@ def main() -> None:
     parser.add_argument("--kernels", type=int, default=4, help="per request")
     parser.add_argument("--kernel-us", type=int, default=500, help="duration of each, in microseconds")
     parser.add_argument("--blocks", type=int, default=64, help="thread blocks of each")
-    parser.add_argument("--log", type=argparse.FileType("w"), default=sys.stdout, help="where requests are noted")
+    parser.add_argument("--log", type=argparse.FileType("w"), help="file for one JSON line per request")
     options = parser.parse_args()
     if options.rates_per_s is None:
         options.rates_per_s = [options.rate if options.rate is not None else 20.0]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    notes = Notes(options.log)
     try:
-        run(options, options.log)
+        run(options, notes)
     finally:
-        options.log.flush()
+        notes.close()
 
 
 if __name__ == "__main__":
