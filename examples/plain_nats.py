@@ -62,4 +62,7 @@ def default_state_dir() -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        sys.exit(f"is `muxflow up` running? {error}")

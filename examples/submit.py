@@ -6,7 +6,7 @@ Finds server and credentials as the command line does: `muxflow up` must be runn
 import asyncio
 import sys
 
-from muxflow.client import Client
+from muxflow.client import Client, NotConnected
 from muxflow.contracts import GpuRequest, JobSpec
 
 
@@ -24,4 +24,7 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    try:
+        sys.exit(asyncio.run(main()))
+    except NotConnected as error:
+        sys.exit(str(error))  # one line that says how to put it right
