@@ -29,8 +29,9 @@ async def devices(session: Session) -> None:
     """List GPUs: their state and its cause, who is served there, and which job has the rest.
 
     ONLINE names the workload and what it uses of the GPU, OFFLINE the job and for how much of the time its kernels run;
-    BUDGET is the most that may be. BUSY is all of the GPU: SM activity where the GPU can tell it, else the share of
-    time in which anything ran. GPUs that are only declared are unwatched: nothing is known of them.
+    BUDGET is the most that may be, '-' while the GPU's state lets no job run. BUSY is all of the GPU: SM activity where
+    the GPU can tell it, else the share of time in which anything ran. GPUs that are only declared are unwatched:
+    nothing is known of them.
     """
     async with session.connect() as client:
         found = await client.devices()
@@ -50,7 +51,7 @@ def _row(device: DeviceSummary) -> list[output.Cell]:
         output.state(readings.state(device)),
         readings.online(device),
         readings.offline(device),
-        readings.permille(device.budget_permille),
+        readings.budget(device),
         readings.busy(device.sample),
         readings.memory(device.sample, device.gpu.memory_bytes),
         readings.stale(device) or device.cause or "-",

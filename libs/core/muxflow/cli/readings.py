@@ -24,6 +24,8 @@ _THROTTLED: Final = {
     0x80: "power brake",
 }
 """NVML's reasons for a lower clock (nvml.h, nvmlClocksEventReason…), without 0x1: nothing wants a higher one."""
+_CLOSED: Final = frozenset({"init", "overlimit", "disabled"})
+"""States in which a device's gate is frozen, or lets a job through that saves its state, under a budget of its own."""
 _GIB: Final = 2**30
 
 
@@ -35,6 +37,11 @@ def percent(value: float | None) -> str:
 def permille(value: float | None) -> str:
     """Say thousandths as ``80%``."""
     return UNKNOWN if value is None else f"{value / 10:.0f}%"
+
+
+def budget(device: DeviceSummary) -> str:
+    """Say for how much of the time offline work may run: ``80%``; ``-`` too where only a job that saves still may."""
+    return UNKNOWN if device.state in _CLOSED else permille(device.budget_permille)
 
 
 def busy(sample: GpuSample | None) -> str:

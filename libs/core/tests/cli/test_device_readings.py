@@ -58,6 +58,12 @@ def test_what_is_not_known_is_a_dash_and_never_nothing() -> None:
     assert readings.memory(None, 16 * GIB) == "16 GiB"
 
 
+@pytest.mark.parametrize("state", DeviceCondition)
+def test_a_budget_is_told_only_in_states_that_let_a_job_run(state: DeviceCondition) -> None:
+    runs = state in (DeviceCondition.HEALTHY, DeviceCondition.UNHEALTHY)
+    assert readings.budget(replace(DEVICE, state=state, budget_permille=50)) == ("5%" if runs else "-")
+
+
 def test_sm_activity_goes_before_utilization_and_each_says_which_it_is() -> None:
     assert readings.busy(GpuSample(gpu="GPU-1", utilization_pct=70.0)) == "70% time"
     assert readings.busy(GpuSample(gpu="GPU-1", utilization_pct=70.0, sm_activity_pct=31.6)) == "32% SM"

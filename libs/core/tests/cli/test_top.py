@@ -106,11 +106,11 @@ def test_a_change_of_state_is_told_with_its_cause_and_its_age() -> None:
             state=DeviceCondition.OVERLIMIT,
             since_ns=NOW_NS - 12 * SECOND_NS,
             cause=CAUSE,
-            budget_permille=0,
+            budget_permille=50,
         )
     )
     assert f"T4 #0 overlimit for 12 s: {CAUSE}" in drawn(one)
-    assert "0%" in drawn(one)[3]
+    assert drawn(one)[3].split() == ["T4", "#0", "overlimit", "-", "-", "-", "-", "-", "-", "16G"]
 
 
 def test_an_answer_that_was_on_its_way_takes_nothing_back_that_events_have_told() -> None:

@@ -37,8 +37,9 @@ async def top(
 ) -> None:
     """Show all GPUs live: who is served, which jobs have the rest, what happened in the last ten minutes; q ends it.
 
-    BUDGET is the share of time that offline work may run, BUSY how busy the whole GPU is. Where the output is no
-    terminal, frames are printed one after the other, as they are with --json, one object each.
+    BUDGET is the share of time that offline work may run, '-' while the GPU's state lets no job run; BUSY is how busy
+    the whole GPU is. Where the output is no terminal, frames are printed one after the other, as they are with --json,
+    one object each.
     """
     from muxflow.cli.top.board import Board
 

@@ -113,7 +113,7 @@ def _row(device: DeviceSummary, name: Namer) -> list[str]:
         readings.percent(sample.online_activity_pct if sample else None),
         _job(device),
         readings.permille(sample.offline_busy_permille if sample else None),
-        readings.permille(device.budget_permille),
+        readings.budget(device),
         readings.percent(busy),
         _memory(device),
     ]
