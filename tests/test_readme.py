@@ -37,7 +37,7 @@ class Terminals:
             self._start(command)
             return
         done = subprocess.run(
-            ["bash", "-euc", command], cwd=ROOT, env=self._env, capture_output=True, text=True, timeout=60, check=False
+            ["bash", "-euc", command], cwd=ROOT, env=self._env, capture_output=True, text=True, timeout=150, check=False
         )
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
 
@@ -73,7 +73,7 @@ def terminals(tmp_path: Path) -> Iterator[Terminals]:
         opened.close()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_every_command_of_the_readme_works_in_its_order(terminals: Terminals) -> None:
     assert any(command.startswith("muxflow up") for command in commands())
     for command in commands():
