@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import socket
+import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -30,6 +31,7 @@ from muxflow.contracts import (
     DevicesQuery,
     DevicesReply,
     DeviceSummary,
+    Event,
     EvictRequest,
     JobCancel,
     JobQuery,
@@ -72,6 +74,7 @@ DEFAULT_TENANT: Final = "default"
 
 _OUTCOMES: Final = (JOBS_ACCEPTED, JOBS_REJECTED, JOBS_FINISHED, JOBS_FAILED, JOBS_CANCELLED)
 _ANSWER_S: Final = 5.0
+_AGAIN_S: Final = 0.1
 
 
 class Client:
@@ -186,16 +189,14 @@ class Client:
         """List jobs, newest first: of the client's tenant; of all for operators that have none."""
         tenant = self._tenant or (ALL_TENANTS if self.role is Role.OPERATOR else DEFAULT_TENANT)
         query = JobsQuery(states=states, limit=limit)
-        with self._using(QUERY_JOBS, "scheduler"):
-            reply: JobsReply = await self.bus.request(QUERY_JOBS, query, timeout_s=_ANSWER_S, tenant=tenant)
+        reply: JobsReply = await self._ask(QUERY_JOBS, query, tenant)
         return reply
 
     async def job(self, job: str) -> JobReply:
         """Everything about one job. Raises `NotFound`."""
         tenant, name = self.locate(job)
         query = JobQuery(job=name)
-        with self._using(QUERY_JOB, "scheduler"):
-            reply: JobReply = await self.bus.request(QUERY_JOB, query, timeout_s=_ANSWER_S, tenant=tenant)
+        reply: JobReply = await self._ask(QUERY_JOB, query, tenant)
         return reply
 
     def logs(
@@ -233,10 +234,7 @@ class Client:
 
     async def nodes(self) -> tuple[NodeSummary, ...]:
         """List nodes and what is on their GPUs. For operators and observers."""
-        with self._using(QUERY_NODES, "scheduler"):
-            reply: NodesReply = await self.bus.request(
-                QUERY_NODES, NodesQuery(), timeout_s=_ANSWER_S, tenant=ALL_TENANTS
-            )
+        reply: NodesReply = await self._ask(QUERY_NODES, NodesQuery(), ALL_TENANTS)
         return reply.nodes
 
     async def devices(self, *, newest: bool = True) -> tuple[DeviceSummary, ...]:
@@ -244,10 +242,8 @@ class Client:
 
         With the `newest` readings that monitors told, of the last minutes; else with those of the last change of state.
         """
-        with self._using(QUERY_DEVICES, "scheduler"):
-            reply: DevicesReply = await self.bus.request(
-                QUERY_DEVICES, DevicesQuery(), timeout_s=_ANSWER_S, tenant=ALL_TENANTS
-            )
+        reply: DevicesReply = await self._ask(QUERY_DEVICES, DevicesQuery(), ALL_TENANTS)
+        with self._using(QUERY_DEVICES):
             readings = await devices.newest_readings(self.bus) if newest else {}
         return devices.up_to_date(reply.devices, readings)
 
@@ -336,6 +332,18 @@ class Client:
             handle.take(message.event)
         if not handles:
             self._handles.pop(key, None)
+
+    async def _ask(self, subject: Subject, query: Event, tenant: str) -> Any:
+        """Ask the scheduler. While none leads, as for some seconds when the lead changes, ask again."""
+        deadline_s = time.monotonic() + _ANSWER_S
+        with self._using(subject, "scheduler"):
+            while True:
+                try:
+                    return await self.bus.request(subject, query, timeout_s=_ANSWER_S, tenant=tenant)
+                except NoResponders:
+                    if time.monotonic() >= deadline_s:
+                        raise
+                    await asyncio.sleep(_AGAIN_S)
 
     @contextmanager
     def _using(self, subject: Subject, answerer: str = "server") -> Iterator[None]:
