@@ -37,12 +37,22 @@ static void close_in(struct lane *lane, void *stream) {
         group_close(lane, clock_now_ns());
 }
 
+/* A capture that began now would keep the drain from waiting for its context. */
+static void hold_if_closed(void) {
+    if (!(atomic_load(&attention) & ATTENTION_CLOSED) || self.in_callback > 0)
+        return;
+    count(-1);
+    for (;;)
+        clock_doze(1000000);
+}
+
 /* From here on nobody looks at a stream without asking first; who was looking has finished when
  * his lane can be held. */
 void begin_enter(CUstream stream) {
     if (!launch_gated())
         return;
     count(1);
+    hold_if_closed();
     int mode = capture_relax();
     if (!is_captured(stream))
         lane_each(close_in, stream, true);

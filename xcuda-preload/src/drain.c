@@ -15,6 +15,10 @@
  * it ends by itself. */
 #define EXIT_PATIENCE_NS INT64_C(2000000000)
 
+/* A capture is the program's own code between two launches. One that takes longer is held up
+ * itself, or ended unseen (capture.c). */
+#define CAPTURE_PATIENCE_NS INT64_C(2000000000)
+
 /* Whoever holds a lane after the gate is closed knows that its last launch is with the driver. */
 static void pass(struct lane *lane, void *context) {
     (void)lane;
@@ -27,23 +31,18 @@ static void synchronize_each(CUcontext context) {
         driver.ctx_synchronize();
 }
 
-void drain_for_good(void) {
-    atomic_fetch_or(&attention, ATTENTION_CLOSED);
-    lane_each(pass, NULL, true);
-    int mode = capture_relax();
-    context_each(synchronize_each); /* a kernel may wait for a word that a copy is to bring */
-    passage_close();
-    context_each(synchronize_each);
-    capture_restore(mode);
-}
-
 struct look {
     int64_t now_ns;
     bool busy;
+    CUcontext current;
 };
 
 static void look_at(struct lane *lane, void *context) {
     struct look *look = context;
+    if ((lane->open || lane->count > 0) && lane->context != look->current) {
+        driver.ctx_set_current(lane->context);
+        look->current = lane->context;
+    }
     group_poll(lane, look->now_ns);
     if (lane->count == 0)
         group_ask_if_quiet(lane, look->now_ns);
@@ -51,9 +50,37 @@ static void look_at(struct lane *lane, void *context) {
 }
 
 static bool something_in_flight(void) {
-    struct look look = {.now_ns = clock_now_ns()};
+    CUcontext before = NULL;
+    driver.ctx_get_current(&before);
+    struct look look = {.now_ns = clock_now_ns(), .current = before};
     lane_each(look_at, &look, false);
+    if (look.current != before)
+        driver.ctx_set_current(before);
     return look.busy;
+}
+
+/* The driver waits for no context of which a stream is captured, and breaks the capture. None
+ * begins any more, and those that have begun are soon over. */
+static bool captures_end(void) {
+    int64_t until_ns = clock_now_ns() + CAPTURE_PATIENCE_NS;
+    while (capture_any() && clock_now_ns() < until_ns)
+        clock_doze(200000);
+    return !capture_any();
+}
+
+void drain_for_good(void) {
+    atomic_fetch_or(&attention, ATTENTION_CLOSED);
+    lane_each(pass, NULL, true);
+    bool ended = captures_end();
+    int mode = capture_relax();
+    /* A kernel may wait for a word that a copy is to bring: these pass until it is over. */
+    if (ended)
+        context_each(synchronize_each);
+    while (!ended && something_in_flight())
+        clock_doze(200000);
+    passage_close();
+    context_each(synchronize_each);
+    capture_restore(mode);
 }
 
 void drain_at_exit(void) {

@@ -131,6 +131,39 @@ def test_a_kernel_that_waits_for_a_copy_from_the_host_gets_it_during_the_drain(g
     assert _ends_drained(gpu_node, process) == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_capture_neither_breaks_nor_is_broken_by_the_drain(gpu_node: GpuNode, ends: bool) -> None:
+    gpu_node.environment["XCUDA_LOG"] = "stderr"
+    process = gpu_node.python(
+        f"""
+        import time
+        from driver import *
+        begin()
+        [spin] = functions("spin")
+        captured, graph, ready = stream(), c_void_p(), c_void_p()
+        launch(spin, 3_000_000_000, stream())
+        call("cuStreamBeginCapture_v2", captured, 1)
+        say("ready")
+        sys.stdin.readline()
+        launch(spin, 1000, captured)
+        while not {ends}:
+            time.sleep(60)
+        call("cuStreamEndCapture", captured, byref(graph))
+        call("cuGraphInstantiateWithFlags", byref(ready), graph, c_uint64(0))
+        say("captured")
+        call("cuGraphLaunch", ready, captured)
+        """
+    )
+    assert gpu_node.hear(process) == "ready"
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    while "draining" not in process.stderr.readline():
+        assert process.poll() is None
+    gpu_node.tell(process)
+    assert gpu_node.hear(process) == ("captured" if ends else "")
+    assert _ends_drained(gpu_node, process) == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("number", _SIGNALS)
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_handler_of_the_programs_own_runs_whenever_it_was_installed(
