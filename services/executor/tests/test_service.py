@@ -119,8 +119,10 @@ async def end(service: Service, number: signal.Signals) -> None:
 
 
 @pytest.fixture
-async def decider(tmp_path: Path) -> AsyncIterator[Decider]:
-    world = World(tmp_path, nodes={NODE: 1}, env={})
+async def decider(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Decider]:
+    """A node with a lease of T = 2 s, or of as many seconds as the test asks for."""
+    lease_s = getattr(request, "param", 2)
+    world = World(tmp_path, nodes={NODE: 1}, env={"MUXFLOW_LEASE__NODE_S": str(lease_s)})
     try:
         await world.start_servers()
         scheduler, operator = Principal(role=Role.SCHEDULER), Principal(role=Role.OPERATOR)
@@ -180,6 +182,7 @@ async def test_node_tells_what_it_offers(decider: Decider) -> None:
     assert not state.draining
 
 
+@pytest.mark.parametrize("decider", [10], indirect=True, ids=["T=10s"])  # outlasts a start on a busy machine
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_jobs_run_on_while_the_executor_is_restarted(decider: Decider, number: signal.Signals) -> None:
     session = await decider.session()
