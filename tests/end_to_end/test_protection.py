@@ -51,7 +51,7 @@ def states(node: ProtectedMachine) -> list[DeviceCondition]:
 
 
 def stays_healthy(node: ProtectedMachine, seconds: float) -> None:
-    node.simulate("T4")
+    node.simulate("T4", lease__node_s=60.0)  # a job that is lost to a starved machine says nothing about the device
     service = node.online(rates_per_s=IDLE, seconds=seconds + 10)
     node.submit("greedy", batches=10**6, kernel_us=2000)
     pid = node.running_pid("greedy")
