@@ -3,7 +3,7 @@
 It goes on from its last checkpoint. SIGUSR2 (declare ``checkpoint: {signal: SIGUSR2}`` in the job file) makes it save
 after the batch that is under way; without the signal it saves every --save-every batches.
 
-    muxflow submit examples/workloads/offline.yaml --wait
+    sed "s:\\$PWD:$PWD:" examples/workloads/offline.yaml | muxflow submit -
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ says how it went; with --log there is one JSON line per request: due_ns, done_ns
 cost it its answer, or null.
 
     eval "$(muxflow device env 0)"
-    python3 examples/workloads/online_service.py --rates examples/workloads/bursty.rates --seconds 60 --log online.jsonl
+    python3 examples/workloads/online_service.py --rate 50 --seconds 60 --log online.jsonl
 """
 
 from __future__ import annotations
