@@ -1,9 +1,9 @@
-"""An offline job: launches kernels as fast as the GPU takes them, and saves its state when asked.
+r"""An offline job: launches kernels as fast as the GPU takes them, and saves its state when asked.
 
 It goes on from its last checkpoint. SIGUSR2 (declare ``checkpoint: {signal: SIGUSR2}`` in the job file) makes it save
 after the batch that is under way; without the signal it saves every --save-every batches.
 
-    sed "s:\\$PWD:$PWD:" examples/workloads/offline.yaml | muxflow submit -
+    sed "s:\$PWD:$PWD:" examples/workloads/offline.yaml | muxflow submit -
 """
 
 from __future__ import annotations
