@@ -31,10 +31,12 @@ _ENCODING: Final = (
 )
 _PARAMETERS: Final = {
     "gpu": "UUID of the GPU.",
+    "gpu_kind": "Model family of the GPU.",
     "job": "Name of the job within its tenant.",
     "key": "Key of the profile.",
     "model": "Name of the model.",
     "node": "Name of the node.",
+    "offline_key": "Profile key of the offline job.",
     "service": "Name of the service that gave the message up.",
     "tenant": "Name of the tenant.",
     "workload": "Name of the online workload.",

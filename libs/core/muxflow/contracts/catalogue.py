@@ -198,7 +198,7 @@ DECISIONS: Final = Subject(
     event=jobs.GpuDecision,
     stream="DECISIONS",
     publishers=(Role.SCHEDULER,),
-    readers=(Role.SCHEDULER, Role.NODE, Role.KUBE, Role.OPERATOR),
+    readers=(Role.SCHEDULER, Role.PROFILER, Role.NODE, Role.KUBE, Role.OPERATOR),
 )
 
 REQUESTS_PROFILE: Final = Subject(
@@ -240,7 +240,7 @@ NODES_STATE: Final = Subject(
     event=nodes.NodeState,
     stream="NODES",
     publishers=(Role.NODE,),
-    readers=(Role.SCHEDULER, Role.KUBE, *_PEOPLE),
+    readers=(Role.SCHEDULER, Role.PROFILER, Role.PREDICTOR, Role.KUBE, *_PEOPLE),
 )
 ONLINE_STATE: Final = Subject(
     name="online.state",
@@ -269,27 +269,27 @@ DEVICES_FAULT: Final = Subject(
 )
 
 
-def _profile(kind: str, event: type[Event]) -> Subject:
+def _profile(kind: str, names: str, event: type[Event]) -> Subject:
     return Subject(
         name=f"profiles.{kind}",
-        template=f"muxflow.profiles.{kind}.{{key}}",
+        template=f"muxflow.profiles.{kind}.{names}",
         event=event,
         stream="PROFILES",
         publishers=(Role.PROFILER,),
-        readers=(Role.PREDICTOR, Role.SCHEDULER, *_PEOPLE),
+        readers=(Role.PROFILER, Role.PREDICTOR, Role.SCHEDULER, *_PEOPLE),
     )
 
 
-PROFILES_OFFLINE: Final = _profile("offline", profiles.OfflineProfile)
-PROFILES_ONLINE: Final = _profile("online", profiles.OnlineProfile)
-PROFILES_CORUN: Final = _profile("corun", profiles.CorunProfile)
+PROFILES_OFFLINE: Final = _profile("offline", "{key}.{gpu_kind}", profiles.OfflineProfile)
+PROFILES_ONLINE: Final = _profile("online", "{workload}.{gpu_kind}", profiles.OnlineProfile)
+PROFILES_CORUN: Final = _profile("corun", "{offline_key}.{workload}.{gpu_kind}", profiles.CorunProfile)
 SPEEDS: Final = Subject(
     name="speeds",
     template="muxflow.speeds.{model}",
     event=profiles.SpeedModel,
     stream="PROFILES",
     publishers=(Role.PREDICTOR,),
-    readers=(Role.SCHEDULER, *_PEOPLE),
+    readers=(Role.PREDICTOR, Role.SCHEDULER, *_PEOPLE),
 )
 
 
@@ -356,6 +356,11 @@ QUERY_NODES: Final = _query(
 QUERY_DEVICES: Final = _query(
     Role.SCHEDULER, "devices", queries.DevicesQuery, queries.DevicesReply, askers=(Role.OPERATOR, Role.OBSERVER)
 )
+QUERY_QUEUE: Final = _query(Role.SCHEDULER, "queue", queries.QueueQuery, queries.QueueReply, askers=_ASKERS)
+QUERY_PREDICT: Final = _query(Role.PREDICTOR, "predict", queries.PredictQuery, queries.PredictReply, askers=_ASKERS)
+QUERY_SPEEDS: Final = _query(
+    Role.PREDICTOR, "speeds", queries.SpeedsQuery, queries.SpeedsReply, askers=(Role.SCHEDULER, Role.OPERATOR)
+)
 QUERY_LOGS: Final = _query(Role.NODE, "logs", queries.LogsQuery, queries.LogsReply, on_node=True, askers=_ASKERS)
 
 DEAD: Final = Subject(
@@ -401,6 +406,9 @@ SUBJECTS: Final[tuple[Subject, ...]] = (
     QUERY_JOB,
     QUERY_NODES,
     QUERY_DEVICES,
+    QUERY_QUEUE,
+    QUERY_PREDICT,
+    QUERY_SPEEDS,
     QUERY_LOGS,
     DEAD,
 )

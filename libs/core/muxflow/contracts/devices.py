@@ -21,6 +21,28 @@ class DeviceCondition(StrEnum):
     DISABLED = "disabled"
 
 
+class OfflineUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one attempt has used of a GPU since it began, as its own processes say: totals, so that a lost message loses
+    nothing.
+    """
+
+    tenant: str
+    job: str
+    attempt: Count
+    launches: Count
+    """Kernels and graphs launched."""
+    busy_us: Count
+    """Device time in which at least one of its operations ran."""
+    throttled_us: Count
+    """Time for which launches waited for budget, window or beacon; of all its threads together."""
+    frozen_us: Count
+    """Time for which launches waited at a frozen gate; of all its threads together."""
+    refused_bytes: Bytes
+    """Memory that it asked for beyond its quota."""
+    memory_bytes: Bytes
+    """Device memory that it holds now."""
+
+
 class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
     """Readings of one GPU at one instant. What a GPU cannot give is null, never 0."""
 
@@ -45,6 +67,8 @@ class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
     """Device activity minus offline busy time."""
     offline_busy_permille: Permille | None = None
     budget_permille: Permille | None = None
+    offline: tuple[OfflineUsage, ...] = ()
+    """Attempts that have run on it since the last message; only in telemetry."""
 
 
 class NodeTelemetry(Event, frozen=True, kw_only=True):

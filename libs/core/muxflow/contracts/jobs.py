@@ -77,6 +77,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     stop_grace_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
     """Time between SIGTERM and SIGKILL when the job must stop."""
 
+    @property
+    def measured_as(self) -> str:
+        """Name under which its profile is kept: ``<tenant>/<profile key>``. Tenants share no profiles."""
+        return f"{self.tenant}/{self.profile_key or self.name}"
+
 
 class JobSubmit(Event, frozen=True, kw_only=True):
     """Run this job. Submitting the identical job again changes nothing."""
@@ -336,6 +341,8 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     purpose: Purpose = Purpose.RUN
     memory_quota_bytes: Bytes
     sm_share_pct: ThreadPercentage | None = None
+    profile_key: str = ""
+    """`JobSpec.measured_as`: under which name its measurements are kept. Empty when not known."""
     launch: Launch
 
     @property

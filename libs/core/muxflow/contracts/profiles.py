@@ -7,27 +7,39 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from muxflow.contracts.event import Bytes, Count, Event, Percent, ThreadPercentage, TimeNs
+from muxflow.contracts.event import Bytes, Count, Event, Percent, Permille, Seconds, ThreadPercentage, TimeNs
 
 Share = Annotated[float, Meta(ge=0, description="Relative to running alone; 1 is undisturbed.")]
 """A throughput without a unit."""
+Amount = Annotated[float, Meta(ge=0)]
 
 
 class OfflineProfile(Event, frozen=True, kw_only=True):
     """A job measured alone on a GPU kind. Last message per subject."""
 
     key: str
+    """`JobSpec.measured_as`."""
     gpu_kind: str
+    utilization_pct: Percent | None = None
+    """NVML: share of time in which any of its kernels ran."""
     sm_activity_pct: Percent | None = None
     sm_occupancy_pct: Percent | None = None
     memory_bandwidth_pct: Percent | None = None
     memory_peak_bytes: Bytes | None = None
-    kernel_time_us_p50: Annotated[float, Meta(ge=0)] | None = None
-    launches_per_s: Annotated[float, Meta(ge=0)] | None = None
+    busy_permille: Permille | None = None
+    """Share of time in which at least one of its operations ran, by its own count."""
+    kernel_time_us_mean: Amount | None = None
+    """Mean device time of a launch."""
+    launches_per_s: Amount | None = None
+    """Its speed: throughput beside an online service is compared with this."""
+    launches_relative_error: Amount | None = None
+    """Standard error of `launches_per_s` relative to it."""
+    measured_s: Seconds = 0.0
+    """Time it was measured for, start-up left out."""
     samples: Count = 0
     confident: bool = False
     failure: str | None = None
-    """Why it could not be measured, if it could not."""
+    """Why it could not be measured well, if it could not. Jobs of this key then run without a profile."""
 
 
 class OnlineInterval(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,34 +47,50 @@ class OnlineInterval(msgspec.Struct, frozen=True, kw_only=True):
 
     start_minute: Annotated[int, Meta(ge=0, lt=1440)]
     """Minutes after midnight UTC."""
-    sm_activity_pct_mean: Percent | None = None
-    sm_activity_pct_p99: Percent | None = None
+    activity_pct_mean: Percent | None = None
+    activity_pct_p99: Percent | None = None
     memory_peak_bytes: Bytes | None = None
+    """Most memory in use that is no offline job's."""
     samples: Count = 0
 
 
 class OnlineProfile(Event, frozen=True, kw_only=True):
-    """An online service by time of day. Last message per subject."""
+    """An online service on a GPU kind, by time of day. Last message per subject."""
 
-    key: str
     workload: str
     gpu_kind: str
+    interval_minutes: Annotated[int, Meta(ge=1, le=1440)] = 10
     intervals: tuple[OnlineInterval, ...] = ()
-    forecast_peak_sm_activity_pct: Percent | None = None
-    """Expected peak of the next interval."""
+    activity_pct_mean: Percent | None = None
+    """Over the last interval's length up to now."""
+    activity_pct_p99: Percent | None = None
+    """Over the last interval's length up to now."""
+    memory_peak_bytes: Bytes | None = None
+    """The same for memory in use that is no offline job's."""
+    forecast_peak_pct: Percent | None = None
+    """Expected peak of online activity until `forecast_until_ns`, the margin for its error included."""
+    forecast_error_pct: Percent | None = None
+    """That margin: the 90th percentile of how far forecasts of the past were too low. Null before there was one."""
     forecast_until_ns: TimeNs = 0
+    gpus: Count = 0
+    """GPUs on which it was seen during the last interval's length."""
 
 
 class CorunProfile(Event, frozen=True, kw_only=True):
     """An offline job measured beside an online service. Last message per subject."""
 
-    key: str
     offline_key: str
-    online_key: str
+    """`JobSpec.measured_as`."""
+    workload: str
     gpu_kind: str
     sm_share_pct: ThreadPercentage | None = None
+    """The offline job's."""
+    online_activity_pct: Percent | None = None
+    """Mean online activity while it was measured."""
     normalized_throughput: Share | None = None
+    """Its launches per second relative to those when alone; null while that is not known."""
     fits: bool | None = None
+    measured_s: Seconds = 0.0
     samples: Count = 0
 
 
@@ -74,5 +102,9 @@ class SpeedModel(Event, frozen=True, kw_only=True):
     object_name: str
     """Name in the object store ``models``."""
     trained_rows: Count
+    held_out_rows: Count = 0
+    """Measurements that it was judged by, and that are in no training set."""
     evaluation: dict[str, float] = {}
     """Metric name to value on held-out measurements."""
+    measured_on: str = ""
+    """What its measurements were made on, such as ``simulated``."""

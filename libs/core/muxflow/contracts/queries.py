@@ -25,6 +25,7 @@ from muxflow.contracts.event import (
 )
 from muxflow.contracts.jobs import ExitStatus, JobRecord, JobState, Placement, Priority
 from muxflow.contracts.nodes import Gpu
+from muxflow.contracts.profiles import SpeedModel
 
 ALL_TENANTS: Final = "_all"
 """Stands for every tenant in a query's subject. No tenant can have this name: names begin with a letter or digit."""
@@ -188,3 +189,144 @@ class LogsReply(Event, frozen=True, kw_only=True):
     end: Count
     """Where the next read goes on."""
     running: bool
+
+
+class QueueQuery(Event, frozen=True, kw_only=True):
+    """List waiting jobs, the next one first, and how matching went lately."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class QueuedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """One waiting job."""
+
+    tenant: str
+    job: str
+    position: Count
+    """Jobs ahead of it, of all tenants."""
+    priority: Priority
+    memory_bytes: Bytes
+    kinds: tuple[str, ...] = ()
+    """GPU kinds that it can run on; empty means any."""
+    since_ns: TimeNs
+    """When it began to wait."""
+    waiting: str
+    """Why it does not run now, with numbers."""
+    profiled: bool = True
+    """Whether it has been measured, or measuring it was given up."""
+
+
+class Solve(msgspec.Struct, frozen=True, kw_only=True):
+    """One solve of the matching, and its proof."""
+
+    time_ns: TimeNs
+    trigger: str
+    """What asked for it, such as ``arrival`` or ``interval``."""
+    jobs: Count
+    """Jobs that took part, placed ones included."""
+    gpus: Count
+    job_classes: Count
+    gpu_classes: Count
+    placed: Count
+    """Jobs that it gave a GPU."""
+    moved: Count = 0
+    """Running jobs that it gives another one."""
+    throughput: Annotated[float, Meta(ge=0)] | None = None
+    """Sum of the predicted normalized throughput of all jobs that have a GPU after it."""
+    cost: Count
+    """Cost of the flow, in the solver's units."""
+    bound: Count
+    """Least cost that any flow can have, by the dual certificate: equal to `cost`, or the solve would have failed."""
+    solve_ms: Milliseconds
+    """Time in the solver process, certificate included."""
+
+
+class QueueReply(Event, frozen=True, kw_only=True):
+    """Answer to `QueueQuery`."""
+
+    jobs: tuple[QueuedJob, ...]
+    total: Count
+    """How many wait, beyond the limit too."""
+    solves: tuple[Solve, ...] = ()
+    """The newest ones, oldest first; for operators only."""
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """An offline job beside an online service on a GPU kind."""
+
+    offline_key: str
+    """`JobSpec.measured_as`."""
+    memory_bytes: Bytes
+    """The offline job's quota."""
+    gpu_kind: str
+    gpu_memory_bytes: Bytes | None = None
+    workload: str | None = None
+    """Null: nobody beside it."""
+    sm_share_pct: ThreadPercentage | None = None
+    """The offline job's; null: all."""
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast a pair's offline job is expected to be."""
+
+    normalized_throughput: Annotated[float, Meta(ge=0)]
+    """Relative to running alone on that kind; 1 is undisturbed."""
+    low: Annotated[float, Meta(ge=0)]
+    """A tenth of such pairs are slower than this."""
+    high: Annotated[float, Meta(ge=0)]
+    """A tenth are faster."""
+    fits_probability: Annotated[float, Meta(ge=0, le=1)]
+    """Whether both will fit into the device's memory: 1 is certain."""
+    basis: str
+    """What it comes from: ``measured`` (this pair was), ``model``, or ``assumed`` (nothing is known: a low guess)."""
+
+
+class SpeedsQuery(Event, frozen=True, kw_only=True):
+    """Predict these pairs. At most 2,000 at once."""
+
+    pairs: tuple[Pair, ...]
+
+
+class SpeedsReply(Event, frozen=True, kw_only=True):
+    """Answer to `SpeedsQuery`."""
+
+    speeds: tuple[Speed, ...]
+    """In the order of the pairs."""
+    version: str = ""
+    """Version of the model that was asked; empty while there is none."""
+    generation: Count = 0
+    """Grows whenever answers may have changed: a new model, a new profile."""
+
+
+class PredictQuery(Event, frozen=True, kw_only=True):
+    """Tell what a job would get on this kind of GPU, beside each online service there."""
+
+    key: str
+    """`JobSpec.measured_as`. Users ask for keys of their own tenant."""
+    memory_bytes: Bytes
+    gpu_kind: str
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of an answer: the job beside one online service."""
+
+    workload: str | None
+    """Null: alone."""
+    sm_share_pct: ThreadPercentage | None
+    """What the job would get beside it, by the service's forecast."""
+    online_activity_pct: Percent | None = None
+    """Mean of the service's activity lately."""
+    speed: Speed
+    measured: Annotated[float, Meta(ge=0)] | None = None
+    """Normalized throughput that was measured for this pair last; null if it never was."""
+
+
+class PredictReply(Event, frozen=True, kw_only=True):
+    """Answer to `PredictQuery`."""
+
+    gpu_kind: str
+    profiled: bool
+    """Whether the job was measured alone on this kind."""
+    predictions: tuple[Prediction, ...]
+    model: SpeedModel | None = None
+    """The model that was asked; null while there is none."""

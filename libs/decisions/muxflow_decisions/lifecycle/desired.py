@@ -46,5 +46,6 @@ def _slot(record: JobRecord, placement: Placement) -> Slot:
         purpose=placement.purpose,
         memory_quota_bytes=record.spec.gpu.memory_bytes,
         sm_share_pct=placement.sm_share_pct,
+        profile_key=record.spec.measured_as,
         launch=Launch.of(record.spec),
     )

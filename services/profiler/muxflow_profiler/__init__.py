@@ -1,0 +1,1 @@
+"""The profiler: measures offline jobs alone, online services by time of day, and pairs of them."""
