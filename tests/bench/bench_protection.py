@@ -41,9 +41,8 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
-import protection_figures as figures
 from muxflow.contracts import DeviceCondition, JobState
-from muxflow_simgpu import Operation, SimulatedMachine
+from muxflow_simgpu import Operation, SimulatedMachine, figures
 from protected_machine import ProtectedMachine
 from workloads import WORKLOADS, OnlineService, Request, lost, percentile, until
 

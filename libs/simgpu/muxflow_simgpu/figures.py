@@ -11,7 +11,8 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from muxflow_simgpu import KERNELS, Operation, device_busy, idle, total_ns
+from muxflow_simgpu.busy import device_busy, idle, total_ns
+from muxflow_simgpu.structs import KERNELS, Operation
 
 MILLISECOND_NS = 1_000_000
 QUIET_NS = 100 * MILLISECOND_NS

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import protection_figures as figures
-from muxflow_simgpu import Operation, OperationKind
+from muxflow_simgpu import Operation, OperationKind, figures
 
 MS = 1_000_000
 ONLINE, OFFLINE = 1, 2
