@@ -1,10 +1,13 @@
-"""The figures of the protection benchmark, held to logs whose figures are known."""
+"""Figures about protection, held to logs whose figures are known."""
 
 from __future__ import annotations
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from muxflow_simgpu import Operation, OperationKind, figures
+from muxflow_simgpu import Operation, OperationKind, device_busy, figures
 
 MS = 1_000_000
 ONLINE, OFFLINE = 1, 2
@@ -79,3 +82,68 @@ def test_the_interval_of_a_median_holds_it() -> None:
     found = figures.median_interval([1.0, 1.1, 1.2, 1.3, 5.0])
     assert found.low <= found.median == 1.2 <= found.high
     assert (found.low, found.high) == (1.0, 5.0)
+
+
+def test_a_percentile_is_a_value_that_was_measured() -> None:
+    assert figures.percentile([3.0, 1.0, 2.0], 50) == 2.0
+    assert figures.percentile(range(1, 101), 99) == 99
+    with pytest.raises(ValueError, match="no values"):
+        figures.percentile([], 99)
+
+
+LATENCIES = st.lists(st.floats(min_value=0.1, max_value=100), min_size=1, max_size=20).map(tuple)
+
+
+@given(slices=st.lists(LATENCIES, min_size=1, max_size=8), times=st.floats(min_value=0.5, max_value=4))
+@settings(max_examples=30, deadline=None)
+def test_what_takes_so_many_times_as_long_has_that_ratio_without_noise(
+    slices: list[tuple[float, ...]], times: float
+) -> None:
+    slower = tuple(tuple(latency * times for latency in each) for each in slices)
+    found = figures.ratio_interval([figures.Pair(tuple(slices), slower)], resamples=20)
+    assert found is not None
+    assert (found.low, found.median, found.high) == pytest.approx((times, times, times))
+
+
+def test_the_ratio_is_the_median_service_and_its_interval_holds_it() -> None:
+    quiet = ((1.0, 1.0), (1.0, 2.0), (1.0, 1.0))
+    pairs = [figures.Pair(quiet, tuple(tuple(x * times for x in each) for each in quiet)) for times in (1, 1.2, 5)]
+    found = figures.ratio_interval(pairs)
+    assert found is not None
+    assert found.median == pytest.approx(1.2)
+    assert found.low <= found.median <= found.high
+
+
+def test_without_latencies_on_both_sides_there_is_no_ratio() -> None:
+    assert figures.ratio_interval([]) is None
+    assert figures.ratio_interval([figures.Pair(((1.0,),), ((),))]) is None
+
+
+KERNEL_SPANS = st.tuples(st.sampled_from([ONLINE, OFFLINE]), st.integers(0, 900), st.integers(1, 300))
+
+
+@given(spans=st.lists(KERNEL_SPANS, max_size=30), parts=st.integers(1, 5))
+def test_a_folded_log_says_the_same_as_the_log(spans: list[tuple[int, int, int]], parts: int) -> None:
+    log = sorted((kernel(pid, at, at + length) for pid, at, length in spans), key=lambda each: each.ended_ns)
+    tally = figures.Tally(0)
+    for part in range(parts):  # the log is read in pieces
+        tally.take(log[part * len(log) // parts : (part + 1) * len(log) // parts])
+    window = {"start_ns": 100 * MS, "end_ns": 1000 * MS}
+    for pids in ({ONLINE}, {OFFLINE}, {ONLINE, OFFLINE}):
+        assert tally.busy(pids, 100 * MS, 1000 * MS) == device_busy(log, 100 * MS, 1000 * MS, pids=pids)
+        kernels = figures.kernels(log, pids)
+        assert tally.work_ns(pids, **window) == pytest.approx(figures.work_ns(kernels, **window), abs=1.0)
+    share = tally.offline_share(online={ONLINE}, offline={OFFLINE}, **window)
+    assert (share or 0.0) == pytest.approx(
+        figures.offline_share(log, online={ONLINE}, offline={OFFLINE}, **window), abs=1e-6
+    )
+
+
+def test_what_was_cancelled_or_never_started_is_no_work() -> None:
+    never = msgspec.structs.replace(kernel(OFFLINE, 0, 10), started_ns=None)
+    cancelled = msgspec.structs.replace(kernel(OFFLINE, 0, 10), cancelled=True)
+    tally = figures.Tally(0)
+    tally.take([never, cancelled])
+    assert tally.work_ns({OFFLINE}, 0, 100 * MS) == 0
+    assert tally.busy({OFFLINE}, 0, 100 * MS) == ((0, 10 * MS),)
+    assert tally.pids() == {OFFLINE}
