@@ -348,6 +348,32 @@ def test_a_profile_attempt_is_stopped_when_the_profile_is_known_and_the_job_queu
     assert (back.state, back.profiled) == (JobState.PENDING, True)
 
 
+@pytest.mark.parametrize("known", [ProfileDone(goes_on=True), ProfileGivenUp(reason="never steady", goes_on=True)])
+def test_a_profile_attempt_that_nobody_wants_out_of_the_way_goes_on_and_runs(known: Stimulus) -> None:
+    profile = msgspec.structs.replace(HERE, purpose=Purpose.PROFILE, sm_share_pct=100)
+    measured = act(pending(), Assign(placement=profile), started()).record
+    outcome = act(measured, known)
+    record = outcome.record
+    assert (record.state, record.attempt, record.profiled) == (JobState.RUNNING, 1, True)
+    assert record.started_ns == measured.started_ns
+    assert record.placement == msgspec.structs.replace(profile, purpose=Purpose.RUN)
+    assert decides(outcome)
+    assert act(record, exited(code=0)).record.state is JobState.FINISHED
+
+
+def test_a_profile_that_is_known_before_its_attempt_has_started_leaves_it_assigned() -> None:
+    profile = msgspec.structs.replace(HERE, purpose=Purpose.PROFILE)
+    record = act(pending(), Assign(placement=profile), ProfileDone(goes_on=True)).record
+    assert record.state is JobState.ASSIGNED
+    assert act(record, started()).record.state is JobState.RUNNING
+
+
+def test_what_was_profiled_is_not_placed_to_be_profiled_again() -> None:
+    profile = msgspec.structs.replace(HERE, purpose=Purpose.PROFILE)
+    record = act(pending(), ProfileDone()).record
+    assert "profiled before" in note(act(record, Assign(placement=profile)))
+
+
 def test_a_profile_attempt_that_ends_by_itself_has_done_the_job() -> None:
     profile = msgspec.structs.replace(HERE, purpose=Purpose.PROFILE)
     assert act(pending(), Assign(placement=profile), exited(code=0)).record.state is JobState.FINISHED

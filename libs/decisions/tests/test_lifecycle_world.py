@@ -40,6 +40,7 @@ from muxflow_decisions.lifecycle import (
     NodeLost,
     Note,
     ProfileDone,
+    ProfileGivenUp,
     RetryPolicy,
     Stimulus,
     Submit,
@@ -269,9 +270,19 @@ class World(RuleBasedStateMachine):
     def withdraw(self, job: str) -> None:
         self.step(job, Withdraw(reason="an operator wants the GPU"))
 
-    @rule(job=jobs)
-    def profile_becomes_known(self, job: str) -> None:
-        self.step(job, ProfileDone())
+    @rule(job=jobs, goes_on=st.booleans(), given_up=st.booleans())
+    def profile_becomes_known(self, job: str, *, goes_on: bool, given_up: bool = False) -> None:
+        """Whoever goes on is the same attempt in the same place, and no longer measured."""
+        before = self.records[job]
+        stimulus: Stimulus = ProfileDone(goes_on=goes_on)
+        if given_up:
+            stimulus = ProfileGivenUp(reason="never steady", goes_on=goes_on)
+        self.step(job, stimulus)
+        after = self.records[job]
+        assert after.attempt == before.attempt
+        assert after.profiled or after.state.terminal
+        if before.state is JobState.PROFILING:
+            assert (after.state is JobState.STOPPING) != goes_on
 
     @rule(job=jobs, priority=st.integers(0, 1))
     def submit_again(self, job: str, priority: int) -> None:
@@ -432,7 +443,7 @@ class World(RuleBasedStateMachine):
             self.scheduler_looks_at_the_lease(name)
         for job, record in self.records.items():
             if record.state is JobState.PROFILING:
-                self.profile_becomes_known(job)
+                self.profile_becomes_known(job, goes_on=False)
             self.place(job, NODES[JOBS.index(job)], Purpose.RUN)
         self.all_goes_well_for_a_moment()
         for name, node in self.nodes.items():
@@ -469,7 +480,7 @@ def walk(world: World, rng: random.Random) -> None:
         (1, lambda: world.a_fact_comes_from_a_node_that_never_ran_it(job)),
         (1, lambda: world.cancel(job) if rng.random() < 0.05 else None),
         (3, lambda: world.withdraw(job)),
-        (1, lambda: world.profile_becomes_known(job)),
+        (1, lambda: world.profile_becomes_known(job, goes_on=bool(which % 2), given_up=which < 6)),
         (1, lambda: world.submit_again(job, which % 2)),
         (2, world.ten_minutes_pass),
         (12, lambda: world.node_reads_a_decision(node, which)),

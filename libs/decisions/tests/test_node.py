@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from muxflow.contracts import Attempt, GpuDecision, Launch, Slot, StopCause
+from muxflow.contracts import Attempt, GpuDecision, Launch, Purpose, Slot, StopCause
 from muxflow_decisions.node import Decline, Forget, LocalAttempt, LocalState, Start, Stop, newer, reconcile
 
 
@@ -50,6 +51,13 @@ def test_a_wanted_attempt_without_a_record_is_started() -> None:
 @pytest.mark.parametrize("state", LocalState)
 def test_an_attempt_with_a_record_is_never_started(state: LocalState) -> None:
     assert reconcile({"0": decision(slot())}, {attempt(): local(state)}, session="s") == []
+
+
+@pytest.mark.parametrize("state", LIVE)
+def test_an_attempt_that_is_wanted_for_another_purpose_goes_on(state: LocalState) -> None:
+    """One that has been measured is the same attempt, and runs."""
+    wanted = decision(replace(slot(), purpose=Purpose.RUN), generation=2)
+    assert reconcile({"0": wanted}, {attempt(): local(state)}, session="s") == []
 
 
 @pytest.mark.parametrize("state", LIVE)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxflow_decisions.device.sm_share import SmSharePolicy, sm_share_pct, sms
+from muxflow.contracts import OnlineProfile
+from muxflow_decisions.device.sm_share import SmSharePolicy, expected_peak_pct, sm_share_pct, sms
 
 POLICY = SmSharePolicy()
 counts = st.integers(10, 200)
@@ -53,3 +54,33 @@ def test_a_higher_peak_never_gives_a_larger_share(one: float, other: float, sm_c
 def test_bounds_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="lowest_pct"):
         SmSharePolicy(lowest_pct=95)
+
+
+@given(peaks, counts, st.integers(1, 100))
+def test_a_fixed_share_is_given_whatever_the_online_side_does(peak: float | None, sm_count: int, fixed: int) -> None:
+    policy = SmSharePolicy(fixed_pct=fixed)
+    assert sm_share_pct(forecast_peak_pct=peak, sm_count=sm_count, policy=policy) == fixed
+
+
+def forecast(peak_pct: float | None, *, until_ns: int = 1000) -> OnlineProfile:
+    return OnlineProfile(workload="chat", gpu_kind="T4", forecast_peak_pct=peak_pct, forecast_until_ns=until_ns)
+
+
+@pytest.mark.parametrize(
+    ("found", "now_ns", "expected"),
+    [
+        (forecast(70.0), 999, 70.0),
+        (forecast(70.0), 1000, 40.0),  # it is past
+        (forecast(None), 999, 40.0),
+        (None, 999, 40.0),
+        (forecast(10.0), 999, 10.0),  # the peak of the last minutes is over, and no other is expected
+    ],
+)
+def test_a_forecast_counts_while_it_holds_and_then_the_peak_that_was_seen(
+    found: OnlineProfile | None, now_ns: int, expected: float
+) -> None:
+    assert expected_peak_pct(found, recent_peak_pct=40.0, now_ns=now_ns) == expected
+
+
+def test_nothing_known_stays_unknown() -> None:
+    assert expected_peak_pct(None, recent_peak_pct=None, now_ns=1) is None

@@ -6,9 +6,15 @@ peak, and what the peak leaves unused is for the budget to trim.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
+from muxflow.contracts import OnlineProfile
 from muxflow.contracts.event import Percent, ThreadPercentage
+
+WHOLE_DEVICE_PCT: Final = 100
+"""The share of a job that is measured alone."""
 
 
 class SmSharePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +28,9 @@ class SmSharePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Some SMs are never taken, so that a first online kernel starts beside any offline one."""
     unknown_pct: ThreadPercentage = 30
     """While nothing is known of the online side."""
+    fixed_pct: ThreadPercentage | None = None
+    """Dynamic SM allocation is off: every job beside a monitor gets this, whatever the online side does. Jobs that are
+    measured alone still get the whole device."""
 
     def __post_init__(self) -> None:
         if not self.lowest_pct <= self.unknown_pct <= self.highest_pct:
@@ -31,13 +40,26 @@ class SmSharePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             )
 
 
+def expected_peak_pct(forecast: OnlineProfile | None, *, recent_peak_pct: float | None, now_ns: int) -> float | None:
+    """Tell how high the online activity on a GPU is expected to go, in percent; None: nothing is known.
+
+    The forecast of the workload there while it holds, its margin included; else the peak that the monitor saw in the
+    last minutes.
+    """
+    if forecast is not None and forecast.forecast_peak_pct is not None and now_ns < forecast.forecast_until_ns:
+        return forecast.forecast_peak_pct
+    return recent_peak_pct
+
+
 def sm_share_pct(*, forecast_peak_pct: float | None, sm_count: int | None, policy: SmSharePolicy) -> int:
     """Decide the share, 1 to 100, for CUDA_MPS_ACTIVE_THREAD_PERCENTAGE.
 
     `forecast_peak_pct` is the online side's activity at its highest while the job will run; None: not known.
     `sm_count` is the GPU's; None: not known. Else the share is the least percentage that means as many SMs, so that
-    the figure says what it does.
+    the figure says what it does. A fixed share is given as it is.
     """
+    if policy.fixed_pct is not None:
+        return policy.fixed_pct
     free = policy.unknown_pct if forecast_peak_pct is None else int(100.0 - forecast_peak_pct - policy.headroom_pct)
     share = min(max(free, policy.lowest_pct), policy.highest_pct)
     if sm_count is None:

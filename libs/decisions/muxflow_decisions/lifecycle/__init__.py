@@ -11,6 +11,7 @@ from muxflow_decisions.lifecycle.desired import decide
 from muxflow_decisions.lifecycle.instructions import Announce, Decide, Instruction, Note, Outcome, Wake
 from muxflow_decisions.lifecycle.invariants import InvalidRecord, validate
 from muxflow_decisions.lifecycle.machine import advance, submit
+from muxflow_decisions.lifecycle.measuring import Plan, Spots, Turn, plan, verdict
 from muxflow_decisions.lifecycle.outcomes import accepted_event, rejected_event, terminal_event
 from muxflow_decisions.lifecycle.retry import RetryPolicy, holds_back
 from muxflow_decisions.lifecycle.stimuli import (
@@ -36,20 +37,25 @@ __all__ = [
     "NodeLost",
     "Note",
     "Outcome",
+    "Plan",
     "ProfileDone",
     "ProfileGivenUp",
     "RetryPolicy",
+    "Spots",
     "Stimulus",
     "Submit",
+    "Turn",
     "Wake",
     "Withdraw",
     "accepted_event",
     "advance",
     "decide",
     "holds_back",
+    "plan",
     "rejected_event",
     "story",
     "submit",
     "terminal_event",
     "validate",
+    "verdict",
 ]

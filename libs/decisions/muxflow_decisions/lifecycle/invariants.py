@@ -45,6 +45,8 @@ def _place(record: JobRecord) -> Iterator[str]:
     profile = record.placement is not None and record.placement.purpose is Purpose.PROFILE
     if profile != (record.state is JobState.PROFILING) and record.state is not JobState.STOPPING:
         yield "profiling means placed to be profiled"
+    if record.state is JobState.PROFILING and record.profiled:
+        yield "what is profiled is being profiled"
     if record.state is JobState.RUNNING and not record.started_ns:
         yield "it runs and never started"
     if record.state is JobState.ASSIGNED and record.started_ns:

@@ -80,9 +80,9 @@ def advance(record: JobRecord, stimulus: Stimulus, *, now_ns: int, policy: Retry
         case Withdraw():
             return _withdraw(step, stimulus)
         case ProfileDone():
-            return _profiled(step, "its profile is known")
+            return _profiled(step, "its profile is known", goes_on=stimulus.goes_on)
         case ProfileGivenUp():
-            return _profiled(step, f"it runs without a profile: {stimulus.reason}")
+            return _profiled(step, f"it runs without a profile: {stimulus.reason}", goes_on=stimulus.goes_on)
         case NodeLost():
             return _node_lost(step, stimulus)
         case RunStarted() | RunCheckpointed() | RunEvicted() | RunExited():
@@ -154,6 +154,8 @@ def _assign(step: _Step, stimulus: Assign) -> Outcome:
         return _ignored(record, f"only a pending job can be placed, and it is {record.state.value}")
     if holds_back(since_ns=record.changed_ns, until_ns=record.not_before_ns, now_ns=step.now_ns):
         return _ignored(record, "its back-off has not ended")
+    if placement.purpose is Purpose.PROFILE and record.profiled:
+        return _ignored(record, "it was profiled before")
     state = JobState.PROFILING if placement.purpose is Purpose.PROFILE else JobState.ASSIGNED
     reason = f"placed on GPU {placement.gpu} of {placement.node}"
     after = step.to(
@@ -177,15 +179,25 @@ def _withdraw(step: _Step, stimulus: Withdraw) -> Outcome:
     return _stop(step, record.placement, f"withdrawn: {stimulus.reason}")
 
 
-def _profiled(step: _Step, reason: str) -> Outcome:
+def _profiled(step: _Step, reason: str, *, goes_on: bool) -> Outcome:
     record = step.record
     if record.profiled:
         return _ignored(record, "it was profiled before")
     if record.state is JobState.PROFILING and record.placement is not None:
+        if goes_on:
+            return _goes_on(step, record.placement, reason)
         return _stop(step, record.placement, reason, profiled=True)
     if record.state is JobState.PENDING:
         return Outcome(step.to(record.state, reason, profiled=True))
     return Outcome(replace(record, profiled=True))
+
+
+def _goes_on(step: _Step, placement: Placement, reason: str) -> Outcome:
+    """The attempt stays what it is and where it is; it is only wanted for another purpose from now on."""
+    state = JobState.RUNNING if step.record.started_ns else JobState.ASSIGNED
+    stays = replace(placement, purpose=Purpose.RUN)
+    after = step.to(state, reason, profiled=True, placement=stays, last_placement=stays)
+    return Outcome(after, (_decide(stays, after, reason),))
 
 
 def _node_lost(step: _Step, stimulus: NodeLost) -> Outcome:

@@ -40,11 +40,16 @@ class Withdraw(msgspec.Struct, frozen=True, kw_only=True):
 class ProfileDone(msgspec.Struct, frozen=True, kw_only=True):
     """The job's profile is known."""
 
+    goes_on: bool = False
+    """Whether an attempt that is being measured goes on where it is; else it makes room for who waits there."""
+
 
 class ProfileGivenUp(msgspec.Struct, frozen=True, kw_only=True):
     """The job will not be measured any further; it runs without a profile."""
 
     reason: str
+    goes_on: bool = False
+    """As in `ProfileDone`."""
 
 
 class NodeLost(msgspec.Struct, frozen=True, kw_only=True):
