@@ -71,6 +71,42 @@ class JobQuery(Event, frozen=True, kw_only=True):
     job: str
 
 
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast a pair's offline job is expected to be."""
+
+    normalized_throughput: Annotated[float, Meta(ge=0)]
+    """Relative to running alone on that kind; 1 is undisturbed."""
+    low: Annotated[float, Meta(ge=0)]
+    """A tenth of such pairs are slower than this."""
+    high: Annotated[float, Meta(ge=0)]
+    """A tenth are faster."""
+    fits_probability: Annotated[float, Meta(ge=0, le=1)]
+    """Whether both will fit into the device's memory: 1 is certain."""
+    basis: str
+    """What it comes from: ``measured`` (this pair was), ``model``, or ``assumed`` (nothing is known: a low guess)."""
+
+
+class PlacementOption(msgspec.Struct, frozen=True, kw_only=True):
+    """GPUs that are alike for a job, and what it would get there."""
+
+    gpu_kind: str
+    gpu_memory_bytes: Bytes
+    workload: str | None = None
+    """Online workload on them; null when there is none, or nobody told."""
+    load_pct: Percent | None = None
+    """How high the online activity there is expected to go; null when that is not known."""
+    gpus: Count
+    """How many there are, of living nodes."""
+    free: Count
+    """How many of them take a job now."""
+    sm_share_pct: ThreadPercentage | None = None
+    """What the job would get there; null leaves it to MPS."""
+    speed: Speed | None = None
+    """What is predicted for it there; null where it does not fit, or prediction is off."""
+    note: str = ""
+    """Why it cannot be placed there now; empty if it can."""
+
+
 class JobReply(Event, frozen=True, kw_only=True):
     """Answer to `JobQuery`."""
 
@@ -79,6 +115,12 @@ class JobReply(Event, frozen=True, kw_only=True):
     """Why it does not run now, with numbers; null when it runs or has ended."""
     queue_position: Count | None = None
     """0 is next; null unless pending."""
+    profile: str | None = None
+    """What is known of it from measurements, in words; null when it has ended."""
+    speed: Speed | None = None
+    """What was predicted for where it is; null while it is nowhere, or nothing was asked."""
+    options: tuple[PlacementOption, ...] = ()
+    """Where it could be, of all GPUs of living nodes; empty when it has ended."""
 
 
 class NodesQuery(Event, frozen=True, kw_only=True):
@@ -149,6 +191,9 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     latency_target_ms: Milliseconds | None = None
     activity_peak_pct: Percent | None = None
     """Highest online activity of the last minutes, in percent; null when it is not known."""
+    forecast_peak_pct: Percent | None = None
+    """How high the workload's activity is forecast to go until `forecast_until_ns`; null while there is no forecast."""
+    forecast_until_ns: TimeNs = 0
     tenant: str | None = None
     job: str | None = None
     """Offline job that is placed there; null when there is none."""
@@ -264,21 +309,6 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     """Null: nobody beside it."""
     sm_share_pct: ThreadPercentage | None = None
     """The offline job's; null: all."""
-
-
-class Speed(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast a pair's offline job is expected to be."""
-
-    normalized_throughput: Annotated[float, Meta(ge=0)]
-    """Relative to running alone on that kind; 1 is undisturbed."""
-    low: Annotated[float, Meta(ge=0)]
-    """A tenth of such pairs are slower than this."""
-    high: Annotated[float, Meta(ge=0)]
-    """A tenth are faster."""
-    fits_probability: Annotated[float, Meta(ge=0, le=1)]
-    """Whether both will fit into the device's memory: 1 is certain."""
-    basis: str
-    """What it comes from: ``measured`` (this pair was), ``model``, or ``assumed`` (nothing is known: a low guess)."""
 
 
 class SpeedsQuery(Event, frozen=True, kw_only=True):

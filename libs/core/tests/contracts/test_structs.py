@@ -67,6 +67,7 @@ REQUIRED: Final = {
     "OnlineState": "node gpu workload",
     "Pair": "offline_key memory_bytes gpu_kind",
     "Placement": "node gpu",
+    "PlacementOption": "gpu_kind gpu_memory_bytes gpus free",
     "PredictQuery": "key memory_bytes gpu_kind",
     "PredictReply": "gpu_kind profiled predictions",
     "Prediction": "workload sm_share_pct speed",
