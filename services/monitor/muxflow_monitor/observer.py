@@ -9,7 +9,7 @@ import msgspec
 
 from muxflow_decisions.device import Readings
 from muxflow_device.attribution.busy import BusyMeter
-from muxflow_device.attribution.jobs import OfflineJobs, memory_bytes, worst_inflation
+from muxflow_device.attribution.jobs import OfflineJob, OfflineJobs, memory_bytes, worst_inflation
 from muxflow_device.attribution.online import OnlineMeter
 from muxflow_device.attribution.processes import Crowd, ProcessTable, Side
 from muxflow_device.nvml import Nvml
@@ -28,6 +28,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     """Who has a context on the GPU; null where the driver does not say."""
     shared: bool | None
     """Whether the GPU has MPS clients."""
+    jobs: tuple[OfflineJob, ...] = ()
+    """Attempts on the GPU, with what their pages say."""
 
 
 class Observer:
@@ -85,7 +87,7 @@ class Observer:
             online_last_launch_age_us=_age_us(look, beacon),
             slo_ratio=self._slo_ratio(self._workload.name) if self._workload is not None else None,
         )
-        return Sight(readings=readings, crowd=self._crowd, shared=look.shared)
+        return Sight(readings=readings, crowd=self._crowd, shared=look.shared, jobs=jobs)
 
     @property
     def failing(self) -> set[str]:

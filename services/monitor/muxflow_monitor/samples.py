@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from muxflow.contracts import GpuSample
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from muxflow.attempts import attempt_from_name
+from muxflow.contracts import GpuSample, OfflineUsage
 from muxflow_decisions.device import Readings
 from muxflow_decisions.device.memory import DeviceMemory
+from muxflow_device.attribution.jobs import OfflineJob, job_memory_bytes
+from muxflow_device.attribution.processes import Crowd
 
 
 def sample_of(gpu: str, readings: Readings, memory: DeviceMemory) -> GpuSample:
@@ -32,3 +39,32 @@ def sample_of(gpu: str, readings: Readings, memory: DeviceMemory) -> GpuSample:
 def blank(gpu: str, memory: DeviceMemory) -> GpuSample:
     """Say of a GPU that does not answer what is known: its state."""
     return GpuSample(gpu=gpu, state=memory.condition, budget_permille=memory.gate.budget_permille)
+
+
+def with_offline(
+    sample: GpuSample, jobs: Iterable[OfflineJob], ended: Iterable[OfflineJob], crowd: Crowd | None, *, taken_ns: int
+) -> GpuSample:
+    """Make of a sample what telemetry tells: when it was taken, what the attempts there have used, and what those had
+    that have gone since the last message. `taken_ns` is CLOCK_REALTIME.
+    """
+    usages = [usage_of(job, job_memory_bytes(job, crowd)) for job in jobs] + [usage_of(job, 0) for job in ended]
+    return replace(sample, taken_ns=taken_ns, offline=tuple(usage for usage in usages if usage is not None))
+
+
+def usage_of(job: OfflineJob, memory_bytes: int) -> OfflineUsage | None:
+    """Tell what an attempt has used since it began; None for one whose names were too long for its directory's name."""
+    attempt = attempt_from_name(job.name)
+    if attempt is None:
+        return None
+    usage = job.usage
+    return OfflineUsage(
+        tenant=attempt.tenant,
+        job=attempt.job,
+        attempt=attempt.attempt,
+        launches=usage.launches,
+        busy_us=usage.busy_ns // 1000,
+        throttled_us=usage.throttled_ns // 1000,
+        frozen_us=usage.frozen_ns // 1000,
+        refused_bytes=usage.refused_bytes,
+        memory_bytes=memory_bytes,
+    )

@@ -34,7 +34,7 @@ from muxflow_monitor.metrics import MonitorMetrics
 from muxflow_monitor.observer import Observer
 from muxflow_monitor.online import OnlineStates
 from muxflow_monitor.page import Page
-from muxflow_monitor.samples import blank
+from muxflow_monitor.samples import blank, with_offline
 from muxflow_monitor.settings import MonitorSettings
 from muxflow_monitor.telling import Telling
 from muxflow_monitor.watch import DeviceWatch
@@ -288,6 +288,7 @@ class Monitor(Service[MonitorSettings]):
 def _current(watch: DeviceWatch, now_ns: int) -> GpuSample:
     """Give the newest sample; of a GPU that does not answer, only its state."""
     view = watch.view
-    if now_ns - view.time_ns <= _FRESH_NS:
-        return view.sample
-    return blank(watch.gpu.uuid, view.memory)
+    if now_ns - view.time_ns > _FRESH_NS:
+        return blank(watch.gpu.uuid, view.memory)
+    taken_ns = max(0, time.time_ns() - (time.monotonic_ns() - view.time_ns))
+    return with_offline(view.sample, view.jobs, watch.take_ended(), view.crowd, taken_ns=taken_ns)

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -32,6 +33,7 @@ from muxflow_decisions.device import (
 from muxflow_decisions.device.machine import advance
 from muxflow_decisions.device.memory import DeviceMemory
 from muxflow_decisions.device.recovery import recovery
+from muxflow_device.attribution.jobs import OfflineJob
 from muxflow_device.attribution.processes import Crowd
 from muxflow_device.faults import Reach, describe
 from muxflow_device.nvml import VERSION_MISMATCH, Nvml, NvmlUnavailable, Trouble
@@ -56,6 +58,8 @@ _XID_EVERY_NS: Final = 10 * _SECOND_NS
 _SLOWED: Final = {0x8: "hardware slowdown", 0x40: "hardware thermal slowdown", 0x80: "hardware power brake"}
 """NVML's clock event reasons (nvml.h) that say that something is wrong with the board or its surroundings."""
 _JOIN_S: Final = 2.0
+_ENDED_MAX: Final = 64
+"""Attempts whose last words wait to be told: more than end within a second."""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +70,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     crowd: Crowd | None = None
     shared: bool | None = None
     """Whether the GPU has MPS clients."""
+    jobs: tuple[OfflineJob, ...] = ()
+    """Attempts on the GPU."""
     peak_pct: float | None = None
     """Of the online activity of the last ten minutes."""
     time_ns: int = 0
@@ -126,6 +132,7 @@ class DeviceWatch:
         if self._memory.epoch < page.epoch:  # killed before its last change was kept: no number is given twice
             self._memory = msgspec.structs.replace(self._memory, epoch=page.epoch)
         self._peak = Peak()
+        self._ended: deque[OfflineJob] = deque(maxlen=_ENDED_MAX)
         self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._away = False
         self._ask_again_ns = 0
@@ -157,6 +164,10 @@ class DeviceWatch:
     def report_xid(self, number: int) -> None:
         """Say that the driver has reported an XID."""
         self._inbox.put(_Xid(number))
+
+    def take_ended(self) -> tuple[OfflineJob, ...]:
+        """Give the attempts that have gone since the last call, with what was seen of them last."""
+        return tuple(self._ended.popleft() for _ in range(len(self._ended)))
 
     def close(self) -> None:
         """Stop looking. The gate stays as it is, and closes when the heartbeat has stood still for its time."""
@@ -218,6 +229,8 @@ class DeviceWatch:
 
     def _take(self, sight: Sight) -> None:
         readings = sight.readings
+        there = {job.name for job in sight.jobs}
+        self._ended.extend(job for job in self.view.jobs if job.name not in there)
         if readings.online_activity_pct is not None:
             self._peak.take(readings.now_ns, readings.online_activity_pct)
         self._note_failures()
@@ -256,6 +269,7 @@ class DeviceWatch:
             sample=sample_of(self.gpu.uuid, sight.readings, memory),
             crowd=sight.crowd,
             shared=sight.shared,
+            jobs=sight.jobs,
             peak_pct=self._peak.pct,
             time_ns=sight.readings.now_ns,
         )

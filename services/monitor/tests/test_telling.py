@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 
 from cuda_program import CudaProgram
 from muxflow.bus import Bus, Message
 from muxflow.contracts import (
+    Attempt,
     DeviceAlert,
     DeviceCondition,
     DeviceFault,
     DeviceRequest,
     DeviceState,
+    GpuSample,
     NodeTelemetry,
     OnlineAlert,
     OnlineState,
@@ -30,7 +33,8 @@ from muxflow.contracts.catalogue import (
     TELEMETRY,
 )
 from muxflow.testing import TestServer
-from muxflow_decisions.device import GateState
+from muxflow_decisions.device import Gate, GateState, JobPhase
+from muxflow_device.pages import JobControlWriter, JobLimits, JobOrder, JobPage
 from muxflow_simgpu import SimulatedMachine
 from watched_node import NODE, SERVICE, Heard, MakeNode, WatchedNode, until
 
@@ -101,6 +105,30 @@ async def test_telemetry_holds_all_gpus_once_a_second_and_null_for_what_a_kind_d
         assert t4.memory_used_bytes is not None
         assert (t4.offline_memory_bytes, t4.offline_busy_permille) == (0, 0)
     assert telemetry[2].time_ns - telemetry[0].time_ns > 1e9  # however late each of them was
+
+
+async def test_telemetry_alone_tells_what_each_attempt_has_used(operator: Bus, make_node: MakeNode) -> None:
+    node = make_node()
+    attempt = Attempt(tenant="acme", job="train.v2", attempt=3)
+    directory = node.run.job(attempt)
+    order = JobOrder(gate=Gate(state=GateState.OPEN, budget_permille=1000), phase=JobPhase.RUN)
+    JobControlWriter(directory, JobLimits(gpu=node.uuids[1], quota_bytes=None), order).close()
+    JobPage.create(directory, gpu=node.uuids[1])
+    samples: list[GpuSample] = []
+    await operator.subscribe(TELEMETRY, lambda message: samples.append(message.event.gpus[1]))
+    heard = await Heard.on(operator, DEVICES_STATE)
+    await healthy(heard, node)
+    await until(lambda: samples and samples[-1].offline, "the attempt")
+    (usage,) = samples[-1].offline
+    assert Attempt(tenant=usage.tenant, job=usage.job, attempt=usage.attempt) == attempt
+    assert (usage.launches, usage.busy_us, usage.memory_bytes) == (0, 0, 0)
+    assert 0 <= time.time_ns() - samples[-1].taken_ns < 10e9
+    await wish(operator, node.uuids[1], enabled=False)
+    state = await heard.first(DeviceState, gpu=node.uuids[1], state=DeviceCondition.DISABLED)
+    assert state.sample is not None
+    assert (state.sample.offline, state.sample.taken_ns) == ((), 0)
+    directory.remove()
+    await until(lambda: not samples[-1].offline, "that it has gone")
 
 
 async def test_states_of_an_outage_arrive_in_order_when_the_bus_is_back(

@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry
 
 from muxflow.contracts import DeviceAlert, DeviceCondition, DeviceFault, DeviceState, Event, Gpu
 from muxflow_decisions.device import FROZEN, DeviceMemory, DevicePolicy, Readings
+from muxflow_device.attribution.jobs import OfflineJob
 from muxflow_device.attribution.processes import Crowd
 from muxflow_device.nvml import VERSION_MISMATCH, NvmlUnavailable, Trouble
-from muxflow_device.pages import DevicePage, DevicePageWriter
+from muxflow_device.pages import DevicePage, DevicePageWriter, JobUsage
 from muxflow_device.readings.reader import GpuAway
 from muxflow_device.readings.rhythm import Rhythm
 from muxflow_device.rundir import RunDirectory
@@ -39,6 +40,7 @@ class Driver(Observer):
         self.hanging.set()
         self.renewals: list[int] = []
         self.renewal_fails: NvmlUnavailable | None = None
+        self.jobs: tuple[OfflineJob, ...] = ()
 
     # as an observer
 
@@ -58,7 +60,7 @@ class Driver(Observer):
             online_present=False,
             throttle_reasons=self.throttle_reasons,
         )
-        return Sight(readings=readings, crowd=Crowd(()), shared=False)
+        return Sight(readings=readings, crowd=Crowd(()), shared=False, jobs=self.jobs)
 
     def close(self) -> None:
         pass
@@ -233,3 +235,32 @@ def test_a_driver_that_hangs_stops_the_heartbeat_and_the_state_stays(bench: Benc
         DeviceCondition.INIT,
         DeviceCondition.HEALTHY,
     ]
+
+
+def job(name: str, launches: int) -> OfflineJob:
+    usage = JobUsage(processes=(), ended=(), launches=launches, busy_ns=0, throttled_ns=0, frozen_ns=0, refused_bytes=0)
+    return OfflineJob(name=name, usage=usage)
+
+
+def test_what_an_attempt_had_used_when_it_went_is_given_once(bench: Bench) -> None:
+    def shown() -> dict[str, int]:
+        return {each.name: each.usage.launches for each in bench.watch.view.jobs}
+
+    bench.driver.jobs = (job("a.long.1", 5), job("a.short.1", 7))
+    bench.until(lambda: shown() == {"a.long.1": 5, "a.short.1": 7}, "both")
+    assert bench.watch.take_ended() == ()
+    bench.driver.jobs = (job("a.long.1", 6),)
+    bench.until(lambda: shown() == {"a.long.1": 6}, "the one that goes on")
+    assert [(each.name, each.usage.launches) for each in bench.watch.take_ended()] == [("a.short.1", 7)]
+    assert bench.watch.take_ended() == ()
+
+
+def test_an_attempt_on_a_gpu_that_is_away_for_a_while_has_not_ended(bench: Bench) -> None:
+    bench.driver.jobs = (job("a.long.1", 5),)
+    bench.until(lambda: bench.watch.view.jobs, "the attempt")
+    bench.driver.away = GpuAway(Trouble.LOST, "GPU is lost", 15, opening=1)
+    bench.until(lambda: bench.condition is DeviceCondition.OVERLIMIT, "Overlimit")
+    assert bench.watch.view.jobs == ()
+    bench.driver.away = None
+    bench.until(lambda: bench.watch.view.jobs, "the attempt again")
+    assert bench.watch.take_ended() == ()

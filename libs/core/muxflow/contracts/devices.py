@@ -69,6 +69,8 @@ class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
     budget_permille: Permille | None = None
     offline: tuple[OfflineUsage, ...] = ()
     """Attempts that have run on it since the last message; only in telemetry."""
+    taken_ns: TimeNs = 0
+    """When these readings were taken, by the node's clock; only in telemetry, which is sent up to 0.2 s later."""
 
 
 class NodeTelemetry(Event, frozen=True, kw_only=True):

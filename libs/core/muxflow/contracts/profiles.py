@@ -27,13 +27,16 @@ class OfflineProfile(Event, frozen=True, kw_only=True):
     memory_bandwidth_pct: Percent | None = None
     memory_peak_bytes: Bytes | None = None
     busy_permille: Permille | None = None
-    """Share of time in which at least one of its operations ran, by its own count."""
+    """Share of time in which at least one of its operations ran, by its own count. A device that is watched caps it,
+    at 900 unless its monitor is told otherwise, and `launches_per_s` with it."""
     kernel_time_us_mean: Amount | None = None
-    """Mean device time of a launch."""
+    """Mean device time of a launch, copies included; operations that run at the same time are counted once."""
     launches_per_s: Amount | None = None
     """Its speed: throughput beside an online service is compared with this."""
     launches_relative_error: Amount | None = None
     """Standard error of `launches_per_s` relative to it."""
+    sm_share_pct: ThreadPercentage | None = None
+    """The share that it was measured with; null where nothing limited it."""
     measured_s: Seconds = 0.0
     """Time it was measured for, start-up left out."""
     samples: Count = 0
@@ -52,6 +55,7 @@ class OnlineInterval(msgspec.Struct, frozen=True, kw_only=True):
     memory_peak_bytes: Bytes | None = None
     """Most memory in use that is no offline job's."""
     samples: Count = 0
+    """How much these figures weigh, in readings: the same interval of each earlier day weighs less."""
 
 
 class OnlineProfile(Event, frozen=True, kw_only=True):
@@ -70,7 +74,9 @@ class OnlineProfile(Event, frozen=True, kw_only=True):
     forecast_peak_pct: Percent | None = None
     """Expected peak of online activity until `forecast_until_ns`, the margin for its error included."""
     forecast_error_pct: Percent | None = None
-    """That margin: the 90th percentile of how far forecasts of the past were too low. Null before there was one."""
+    """The 90th percentile of how far forecasts of the past were too low. Null before there was one."""
+    forecasts: Count = 0
+    """Forecasts of the past that it comes from."""
     forecast_until_ns: TimeNs = 0
     gpus: Count = 0
     """GPUs on which it was seen during the last interval's length."""

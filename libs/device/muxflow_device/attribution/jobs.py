@@ -105,3 +105,9 @@ def memory_bytes(jobs: Iterable[OfflineJob], crowd: Crowd | None) -> int:
     for process in crowd.on(Side.OFFLINE) if crowd is not None else ():
         held[process.pid] = max(held.get(process.pid, 0), process.memory_bytes or 0)
     return sum(held.values())
+
+
+def job_memory_bytes(job: OfflineJob, crowd: Crowd | None) -> int:
+    """The same of one job, and of its processes that have a slot alone: NVML does not say whose the others are."""
+    seen = {process.pid: process.memory_bytes or 0 for process in (crowd.on(Side.OFFLINE) if crowd else ())}
+    return sum(max(process.memory_bytes, seen.get(process.pid, 0)) for process in job.usage.processes)
