@@ -11,6 +11,7 @@ from muxflow.bus.errors import (
     Forbidden,
     KeyExists,
     NoResponders,
+    ObjectDamaged,
     OutboxFull,
     PayloadTooLarge,
     PublishRefused,
@@ -25,6 +26,7 @@ from muxflow.bus.errors import (
 from muxflow.bus.key_value import Entry, KeyValue, Removal
 from muxflow.bus.lease import Lease
 from muxflow.bus.message import Delivery, Handler, Message, RawMessage
+from muxflow.bus.objects import ObjectStore
 from muxflow.bus.outbox import Outbox
 from muxflow.bus.queries import QueryHandler, Responder
 from muxflow.bus.reader import FromSequence, FromTime, Reader, Start
@@ -48,6 +50,8 @@ __all__ = [
     "Lease",
     "Message",
     "NoResponders",
+    "ObjectDamaged",
+    "ObjectStore",
     "OnInvalid",
     "Outbox",
     "OutboxFull",

@@ -20,6 +20,7 @@ from muxflow.bus.errors import Disconnected
 from muxflow.bus.key_value import KeyValue, parse_time
 from muxflow.bus.lease import Lease
 from muxflow.bus.message import Delivery, Handler, Message, RawHandler, RawMessage
+from muxflow.bus.objects import ObjectStore
 from muxflow.bus.publishing import Publisher
 from muxflow.bus.reader import FromSequence, OrderedReader, Reader, Start
 from muxflow.bus.requests import Requests, check_size
@@ -262,6 +263,10 @@ class Bus:
     def kv(self, bucket: Bucket) -> KeyValue[Any]:
         """Open a key-value bucket."""
         return KeyValue(bucket, self.connection, self.requests, self._publisher)
+
+    def objects(self, store: str) -> ObjectStore:
+        """Open an object store."""
+        return ObjectStore(store, self.connection, self.requests, self._publisher)
 
     def lease(
         self,

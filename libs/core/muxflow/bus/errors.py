@@ -55,6 +55,10 @@ class KeyExists(BusError):
     """The key of a key-value bucket is already there."""
 
 
+class ObjectDamaged(BusError):
+    """An object is there, and cannot be read. The message names it and says what is wrong."""
+
+
 class QueryError(BusError):
     """A question that was answered by an error. Responders raise it; askers get it.
 

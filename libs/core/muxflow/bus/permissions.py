@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from muxflow.contracts import BUCKETS, DURABLES, STREAMS, SUBJECTS, Bucket, Durable, Role, Subject, encode_token
-from muxflow.contracts.catalogue import MAX_DELIVERIES_ADVISORY
+from muxflow.contracts.catalogue import MAX_DELIVERIES_ADVISORY, OBJECT_STORES
 
 BOUND_BY: Final[dict[Role, str]] = {Role.USER: "tenant", Role.NODE: "node", Role.ONLINE: "workload"}
 """Roles whose credentials are bound, and the placeholder they are bound to."""
@@ -53,6 +53,7 @@ def permissions(role: Role, bound_to: str | None = None) -> Permissions:
     publish |= _union(_reading(subject, role, names) for subject in read if subject.reply is None)
     publish |= _union(_consuming(durable) for durable in DURABLES if durable.role is role)
     publish |= _union(_bucket(bucket, role, names) for bucket in BUCKETS)
+    publish |= _union(_objects(name) for name, owner in OBJECT_STORES.items() if role is owner)
     subscribe = {f"{inbox_prefix(role, bound_to)}.>", *(subject.pattern(**names) for subject in read)}
     if answers:
         subscribe.add("$SRV.>")
@@ -101,6 +102,19 @@ def _bucket(bucket: Bucket, role: Role, names: dict[str, str]) -> set[str]:
         stream = f"KV_{bucket.name}"
         allowed |= {f"$JS.API.DIRECT.GET.{stream}.{key}", *_consumers(stream, key)}
     return allowed
+
+
+def _objects(store: str) -> set[str]:
+    """Writing, reading and dropping objects: their chunks, and the messages that name them."""
+    stream, chunks, names = f"OBJ_{store}", f"$O.{store}.C.*", f"$O.{store}.M.*"
+    return {
+        chunks,
+        names,
+        f"$JS.API.DIRECT.GET.{stream}.{names}",
+        *_consumers(stream, chunks),
+        *_consumers(stream, names),
+        f"$JS.API.STREAM.PURGE.{stream}",
+    }
 
 
 def _extra(role: Role) -> set[str]:

@@ -532,7 +532,8 @@ BUCKET_NODE_LEASES: Final = Bucket(
     doc="Which executors are alive.",
 )
 BUCKETS: Final[tuple[Bucket, ...]] = (BUCKET_JOBS, BUCKET_LEADER, BUCKET_NODE_LEASES)
-OBJECT_STORES: Final[tuple[str, ...]] = ("models",)
+OBJECT_STORES: Final[dict[str, Role]] = {"models": Role.PREDICTOR}
+"""Object stores, and the only role that writes and reads each."""
 
 
 def stream_of(subject: Subject) -> Stream | None:
