@@ -1,27 +1,50 @@
-"""Which waiting job goes to which free GPU, and why the others wait."""
+"""Which job goes to which GPU, and why the others wait.
+
+What is here needs no solver; `solve` is in `muxflow_decisions.matching.solve`, which loads OR-Tools and NumPy.
+"""
 
 from __future__ import annotations
 
-from muxflow_decisions.matching.certificate import Certificate, CertificateError
+from collections.abc import Iterable, Sequence
+
 from muxflow_decisions.matching.devices import Closed, closed
-from muxflow_decisions.matching.flow import Matching, match
-from muxflow_decisions.matching.model import FreeGpu, JobKey, Need, Offer, WaitingJob, fits
+from muxflow_decisions.matching.model import FreeGpu, JobKey, Need, Offer, OpenGpu, PlacedJob, WaitingJob, fits
+from muxflow_decisions.matching.problem import Matching, MatchingPolicy, Move, Problem, Summary, Weights
+from muxflow_decisions.matching.speeds import Measured, Speed, Speeds, Spot, measured_of, spot_of
 from muxflow_decisions.matching.waiting import FleetGpu, FleetView, why_waiting
 
 __all__ = [
-    "Certificate",
-    "CertificateError",
     "Closed",
     "FleetGpu",
     "FleetView",
     "FreeGpu",
     "JobKey",
     "Matching",
+    "MatchingPolicy",
+    "Measured",
+    "Move",
     "Need",
     "Offer",
+    "OpenGpu",
+    "PlacedJob",
+    "Problem",
+    "Speed",
+    "Speeds",
+    "Spot",
+    "Summary",
     "WaitingJob",
+    "Weights",
     "closed",
     "fits",
     "match",
+    "measured_of",
+    "spot_of",
     "why_waiting",
 ]
+
+
+def match(waiting: Iterable[WaitingJob], gpus: Sequence[OpenGpu], *, now_ns: int) -> Matching:
+    """Place waiting jobs on free GPUs as before `Problem` was there; goes away."""
+    from muxflow_decisions.matching.solve import solve  # noqa: PLC0415
+
+    return solve(Problem(waiting=tuple(waiting), gpus=tuple(gpus), now_ns=now_ns))

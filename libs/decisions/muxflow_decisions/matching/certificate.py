@@ -8,88 +8,118 @@ no cycle there has a negative cost.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Final
+
 import msgspec
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+
+_LARGEST: Final = 2**61
+"""Potentials and reduced costs stay below it, and so within 64 bits."""
 
 
 class CertificateError(ArithmeticError):
     """A flow is not feasible, or not proved to be optimal."""
 
 
-class Network(msgspec.Struct, frozen=True):
-    """A min-cost flow problem with integer data. An arc's data stand at its number in four lists."""
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """A min-cost flow problem with integer data. An arc's data stand at its number in four arrays."""
 
-    supplies: list[int]
+    supplies: Integers
     """One per node; positive gives, negative takes; sums to 0."""
-    tails: list[int]
-    heads: list[int]
-    capacities: list[int]
-    costs: list[int]
+    tails: Integers
+    heads: Integers
+    capacities: Integers
+    costs: Integers
 
-    def add(self, tail: int, head: int, capacity: int, cost: int) -> int:
-        """Add an arc while the network is being built; gives its number."""
-        self.tails.append(tail)
-        self.heads.append(head)
-        self.capacities.append(capacity)
-        self.costs.append(cost)
-        return len(self.tails) - 1
+    @classmethod
+    def of(cls, supplies: Sequence[int] | Integers, *arcs: tuple[Any, Any, Any, Any]) -> Network:
+        """Join groups of arcs: each is tails, heads, capacities and costs, numbers among them standing for all."""
+        groups = [np.broadcast_arrays(*(np.asarray(part, dtype=np.int64) for part in group)) for group in arcs]
+        tails, heads, capacities, costs = (np.concatenate([np.atleast_1d(g[n]) for g in groups]) for n in range(4))
+        return cls(
+            supplies=np.asarray(supplies, dtype=np.int64), tails=tails, heads=heads, capacities=capacities, costs=costs
+        )
 
 
-class Certificate(msgspec.Struct, frozen=True):
+class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     """Potentials that prove a flow's cost to be the least."""
 
-    potentials: tuple[int, ...]
+    potentials: Integers
     cost: int
-    """Cost of the flow, equal to the bound that the potentials give."""
+    """Cost of the flow."""
+    bound: int = 0
+    """Least cost that any flow can have, as `verify` worked it out."""
 
 
-def certify(network: Network, flow: list[int]) -> Certificate:
-    """Find potentials and check the proof. CertificateError if the flow is not an optimal one."""
-    certificate = Certificate(_potentials(network, flow), _cost(network, flow))
-    verify(network, flow, certificate)
-    return certificate
+def certify(network: Network, flow: Integers, start: Integers | None = None) -> Certificate:
+    """Find potentials and check the proof. CertificateError if the flow is not an optimal one.
+
+    Potentials of a problem like this one are a good `start`.
+    """
+    certificate = Certificate(potentials=_potentials(network, flow, start), cost=_cost(network, flow))
+    return replace(certificate, bound=verify(network, flow, certificate))
 
 
-def verify(network: Network, flow: list[int], certificate: Certificate) -> None:
-    """Check a proof from the data alone. CertificateError if it proves nothing."""
+def verify(network: Network, flow: Integers, certificate: Certificate) -> int:
+    """Check a proof from the data alone, and give the bound that it proves. CertificateError if it proves nothing."""
     potentials = certificate.potentials
-    balance = list(network.supplies)
-    bound = -sum(supply * potential for supply, potential in zip(balance, potentials, strict=True))
-    for tail, head, capacity, cost, used in zip(
-        network.tails, network.heads, network.capacities, network.costs, flow, strict=True
-    ):
-        if not 0 <= used <= capacity:
-            raise CertificateError(f"{used} on an arc of capacity {capacity}")
-        balance[tail] -= used
-        balance[head] += used
-        bound += capacity * min(0, cost + potentials[tail] - potentials[head])
-    if any(balance):
+    if len(potentials) != len(network.supplies) or len(flow) != len(network.tails):
+        raise CertificateError("a flow and a proof for another network")
+    _check_range(network, potentials)
+    if np.any(flow < 0) or np.any(flow > network.capacities):
+        raise CertificateError("an arc carries less than nothing, or more than its capacity")
+    balance = network.supplies.copy()
+    np.subtract.at(balance, network.tails, flow)
+    np.add.at(balance, network.heads, flow)
+    if np.any(balance):
         raise CertificateError("flow is made or lost at a node")
-    spent = _cost(network, flow)
+    spent, bound = _cost(network, flow), _bound(network, potentials)
     if not spent == certificate.cost == bound:
         raise CertificateError(f"the flow costs {spent}, the proof says {certificate.cost} and proves {bound}")
+    return bound
 
 
-def _cost(network: Network, flow: list[int]) -> int:
-    return sum(cost * used for cost, used in zip(network.costs, flow, strict=True))
+def _bound(network: Network, potentials: Integers) -> int:
+    reduced = network.costs + potentials[network.tails] - potentials[network.heads]
+    negative = np.flatnonzero(reduced < 0)
+    return _dot(network.capacities[negative], reduced[negative]) - _dot(network.supplies, potentials)
 
 
-def _potentials(network: Network, flow: list[int]) -> tuple[int, ...]:
-    cheapest: dict[tuple[int, int], int] = {}
-    for tail, head, capacity, cost, used in zip(
-        network.tails, network.heads, network.capacities, network.costs, flow, strict=True
-    ):
-        if used < capacity:
-            cheapest[tail, head] = min(cost, cheapest.get((tail, head), cost))
-        if used > 0:
-            cheapest[head, tail] = min(-cost, cheapest.get((head, tail), -cost))
-    arcs = [(tail, head, cost) for (tail, head), cost in cheapest.items()]
-    distances = [0] * len(network.supplies)
+def _cost(network: Network, flow: Integers) -> int:
+    used = np.flatnonzero(flow)
+    return _dot(flow[used], network.costs[used])
+
+
+def _dot(left: Integers, right: Integers) -> int:
+    """Sum of products in Python's integers, which never overflow."""
+    return sum(a * b for a, b in zip(left.tolist(), right.tolist(), strict=True))
+
+
+def _check_range(network: Network, potentials: Integers) -> None:
+    for values in (network.costs, potentials):
+        if len(values) and not -_LARGEST < int(values.min()) <= int(values.max()) < _LARGEST:
+            raise CertificateError("costs or potentials are too large for exact arithmetic")
+
+
+def _potentials(network: Network, flow: Integers, start: Integers | None) -> Integers:
+    free, used = flow < network.capacities, flow > 0
+    tails = np.concatenate([network.tails[free], network.heads[used]])
+    heads = np.concatenate([network.heads[free], network.tails[used]])
+    costs = np.concatenate([network.costs[free], -network.costs[used]])
+    order = np.argsort(heads, kind="stable")
+    tails, heads, costs = tails[order], heads[order], costs[order]
+    firsts = np.flatnonzero(np.diff(heads, prepend=-1))
+    reached = heads[firsts]
+    distances = np.zeros_like(network.supplies) if start is None else start.copy()
     for _ in range(len(distances) + 1):
-        settled = True
-        for tail, head, cost in arcs:
-            if distances[tail] + cost < distances[head]:
-                distances[head] = distances[tail] + cost
-                settled = False
-        if settled:
-            return tuple(distances)
+        _check_range(network, distances)
+        found = np.minimum.reduceat(distances[tails] + costs, firsts) if len(firsts) else distances[reached]
+        if np.all(found >= distances[reached]):
+            return distances
+        distances[reached] = np.minimum(found, distances[reached])
     raise CertificateError("a cheaper flow exists: the residual graph has a negative cycle")

@@ -1,8 +1,6 @@
-"""What jobs need, what GPUs offer, and how much a job would rather have one GPU than another."""
+"""What jobs need and GPUs offer, and which of them can go together."""
 
 from __future__ import annotations
-
-from typing import Final
 
 import msgspec
 
@@ -12,44 +10,72 @@ from muxflow_decisions.matching import devices
 JobKey = tuple[str, str]
 """Tenant and job."""
 
-COST_STEPS: Final = 1000
-"""Costs of pairs are whole numbers from 0 to this."""
-
-_LOAD_STEPS: Final = 100
-"""A tenth of it tells calm from busy: of GPUs that suit a job alike, it gets the calmest."""
+ASSUMED_PERMILLE = 500
+"""Normalized throughput of a pair of which nothing is known and nothing was assumed by the caller."""
 
 
 class Need(msgspec.Struct, frozen=True):
-    """What a job needs. Jobs with one need are one class."""
+    """What a job needs, and what predictions know it by. Jobs with one need are one class."""
 
     memory_bytes: int
     kinds: tuple[str, ...]
     """GPU kinds that will do; empty means any."""
     runner: str
+    key: str = ""
+    """`JobSpec.measured_as`; empty if no prediction is to be used."""
 
     @classmethod
     def of(cls, spec: JobSpec) -> Need:
         """Read a job's need off its specification."""
-        return cls(spec.gpu.memory_bytes, tuple(sorted(set(spec.gpu.kinds))), "docker" if spec.image else "process")
+        return cls(
+            spec.gpu.memory_bytes,
+            tuple(sorted(set(spec.gpu.kinds))),
+            "docker" if spec.image else "process",
+            spec.measured_as,
+        )
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What a GPU and its node offer. GPUs with one offer are one class."""
+    """What a GPU and its node offer, and who is served on it. GPUs with one offer are one class.
+
+    The fewer values `load`, `sm_share_pct` and `assumed_permille` take, the fewer classes there are.
+    """
 
     kind: str
     memory_bytes: int
     runners: tuple[str, ...]
     load: int = 0
     """How busy the online side is there, as `devices.load` tells."""
+    workload: str | None = None
+    """Online service on it; None if there is none, or nobody knows of one."""
+    sm_share_pct: int | None = None
+    """SM share that a job would get there, 1 to 100; None leaves it to MPS."""
+    assumed_permille: int = ASSUMED_PERMILLE
+    """Normalized throughput, in thousandths, of a job for which there is no prediction here."""
 
     @classmethod
-    def of(cls, state: NodeState, gpu: Gpu, online: OnlineState | None = None) -> Offer:
+    def of(
+        cls,
+        state: NodeState,
+        gpu: Gpu,
+        online: OnlineState | None = None,
+        *,
+        sm_share_pct: int | None = None,
+        assumed_permille: int = ASSUMED_PERMILLE,
+    ) -> Offer:
         """Read the offer off a node's inventory, and off what is known of the online workload on the GPU."""
-        load = devices.load(watched=state.watched, online=online)
-        return cls(gpu.kind, gpu.memory_bytes, tuple(sorted(set(state.runners))), load)
+        return cls(
+            gpu.kind,
+            gpu.memory_bytes,
+            tuple(sorted(set(state.runners))),
+            devices.load(watched=state.watched, online=online),
+            online.workload if online is not None else None,
+            sm_share_pct,
+            assumed_permille,
+        )
 
 
-class WaitingJob(msgspec.Struct, frozen=True, kw_only=True):
+class WaitingJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A pending job."""
 
     key: JobKey
@@ -61,6 +87,8 @@ class WaitingJob(msgspec.Struct, frozen=True, kw_only=True):
     """Back-off: it may run from this time on."""
     last_exit: str = ""
     """How its last attempt ended, in words."""
+    profiled: bool = True
+    """Whether it has been measured, or measuring it was given up."""
 
     @classmethod
     def of(cls, record: JobRecord) -> WaitingJob:
@@ -73,6 +101,7 @@ class WaitingJob(msgspec.Struct, frozen=True, kw_only=True):
             held_since_ns=record.changed_ns,
             not_before_ns=record.not_before_ns,
             last_exit=record.last_exit.describe() if record.last_exit else "",
+            profiled=record.profiled,
         )
 
     @property
@@ -81,19 +110,42 @@ class WaitingJob(msgspec.Struct, frozen=True, kw_only=True):
         return (-self.priority, self.submitted_ns, self.key)
 
 
-class FreeGpu(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU that takes a job now: its node lives and is not draining, nothing of ours is on it, nothing closes it."""
+class OpenGpu(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A GPU that takes work: its node lives and is not draining, and nothing closes it.
+
+    It is free unless a placed job of the same problem says that it is on it.
+    """
 
     node: str
     uuid: str
     offer: Offer
     session: str = ""
     """The node's lease session."""
+    reserved_for: JobKey | None = None
+    """A job that is on its way here: the GPU is offered to it alone."""
 
     @classmethod
-    def of(cls, state: NodeState, gpu: Gpu, *, session: str, online: OnlineState | None = None) -> FreeGpu:
+    def of(cls, state: NodeState, gpu: Gpu, *, session: str, online: OnlineState | None = None) -> OpenGpu:
         """Take one GPU of a node's inventory."""
         return cls(node=state.node, uuid=gpu.uuid, offer=Offer.of(state, gpu, online), session=session)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Node and UUID."""
+        return (self.node, self.uuid)
+
+
+class PlacedJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A job that has a GPU."""
+
+    key: JobKey
+    need: Need
+    gpu: tuple[str, str]
+    """Node and UUID."""
+    movable: bool = True
+    """Whether it may be given another one. One that may not keeps its GPU, and takes no part."""
+    saves: bool = True
+    """Whether it declares a checkpoint: a move throws less of its work away."""
 
 
 def fits(need: Need, offer: Offer) -> bool:
@@ -105,12 +157,5 @@ def fits(need: Need, offer: Offer) -> bool:
     )
 
 
-def cost(need: Need, offer: Offer, *, largest_bytes: int) -> int:
-    """Cost of a pair that fits, 0 (best) to `COST_STEPS`.
-
-    Mostly the memory it leaves unused, so that big GPUs stay free; a little how busy the online side is there. The one
-    place where pairs are weighed. It decides between GPUs only, never between jobs: their order in the queue comes
-    first. `largest_bytes` is the largest memory on offer.
-    """
-    unused = (COST_STEPS - _LOAD_STEPS) * (offer.memory_bytes - need.memory_bytes) // largest_bytes
-    return unused + _LOAD_STEPS * offer.load // (devices.LOADS - 1)
+FreeGpu = OpenGpu
+"""Its former name; goes away."""
