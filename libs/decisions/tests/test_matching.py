@@ -27,8 +27,15 @@ GIB = 2**30
 RUNNERS = (("process",), ("docker", "process"))
 
 
-def gpu(name: str, memory_gib: int = 16, kind: str = "T4", runners: tuple[str, ...] = ("process",)) -> FreeGpu:
-    return FreeGpu(node=f"node-{name}", uuid=f"GPU-{name}", offer=Offer(kind, memory_gib * GIB, runners))
+def gpu(
+    name: str,
+    memory_gib: int = 16,
+    kind: str = "T4",
+    runners: tuple[str, ...] = ("process",),
+    *,
+    quiet: bool = False,
+) -> FreeGpu:
+    return FreeGpu(node=f"node-{name}", uuid=f"GPU-{name}", offer=Offer(kind, memory_gib * GIB, runners, quiet=quiet))
 
 
 def job(
@@ -40,10 +47,11 @@ def job(
     priority: int = 0,
     submitted_ns: int = 0,
     not_before_ns: int = 0,
+    alone: bool = False,
 ) -> WaitingJob:
     return WaitingJob(
         key=("default", name),
-        need=Need(memory_gib * GIB, kinds, runner),
+        need=Need(memory_gib * GIB, kinds, runner, alone=alone),
         priority=priority,
         submitted_ns=submitted_ns,
         not_before_ns=not_before_ns,
@@ -74,6 +82,7 @@ jobs_strategy = st.lists(
         runner=st.sampled_from(["process", "docker"]),
         priority=st.integers(0, 2),
         submitted_ns=st.integers(0, 3),
+        alone=st.booleans(),
     ),
     max_size=5,
     unique_by=lambda found: found.key,
@@ -85,6 +94,7 @@ gpus_strategy = st.lists(
         memory_gib=st.sampled_from([8, 16, 40]),
         kind=st.sampled_from(["T4", "A100"]),
         runners=st.sampled_from(RUNNERS),
+        quiet=st.booleans(),
     ),
     max_size=5,
     unique_by=lambda found: found.uuid,
@@ -190,6 +200,11 @@ def test_a_job_with_an_image_needs_a_node_with_docker() -> None:
     boxed = job("a", runner="docker")
     assert placed([boxed], [gpu("1")]) == {}
     assert placed([boxed], [gpu("1"), gpu("2", runners=("docker", "process"))]) == {"a": "GPU-2"}
+
+
+def test_a_job_that_is_to_be_measured_needs_a_gpu_where_that_can_be_done() -> None:
+    assert placed([job("a", alone=True)], [gpu("1"), gpu("2", memory_gib=40, quiet=True)]) == {"a": "GPU-2"}
+    assert placed([job("a", alone=True)], [gpu("1")]) == {}
 
 
 def test_a_job_in_back_off_is_left_out_until_it_ends() -> None:

@@ -71,6 +71,7 @@ class _Shape(msgspec.Struct, frozen=True):
     """The smallest memory on offer that is enough; the job's own where none is."""
     kinds: tuple[str, ...]
     runner: str
+    alone: bool
     measured: Measured | None
     """Row of its predictions; None if there are none."""
 
@@ -135,6 +136,7 @@ def _rank(offer: Offer) -> tuple[Any, ...]:
         offer.workload is None,
         offer.sm_share_pct or 0,
         offer.assumed_permille,
+        offer.quiet,
     )
 
 
@@ -150,7 +152,7 @@ def _shapes(found: Participants, gpus: Sequence[GpuClass], speeds: Speeds) -> di
             size = bisect_left(sizes, need.memory_bytes)
             memory_bytes = sizes[size] if size < len(sizes) else need.memory_bytes
             measured = measured_of(need) if measured_of(need) in speeds.permille else None
-            known = shapes.setdefault(_Shape(memory_bytes, need.kinds, need.runner, measured), _Members())
+            known = shapes.setdefault(_Shape(memory_bytes, need.kinds, need.runner, need.alone, measured), _Members())
             of_need[need] = known
         return known
 
@@ -187,7 +189,7 @@ def _rows(shapes: Sequence[_Shape], gpus: Sequence[GpuClass], problem: Problem) 
     permille = np.empty((len(shapes), len(gpus)), dtype=np.int64)
     ties = np.empty((len(shapes), len(gpus)), dtype=np.int64)
     for number, shape in enumerate(shapes):
-        feasible[number] = can[shape.kinds, shape.runner] & (shape.memory_bytes <= memory)
+        feasible[number] = can[shape.kinds, shape.runner, shape.alone] & (shape.memory_bytes <= memory)
         permille[number] = assumed
         if shape.measured is not None:
             predicted = _read(speeds.permille[shape.measured])[column]
@@ -207,13 +209,21 @@ def _rows(shapes: Sequence[_Shape], gpus: Sequence[GpuClass], problem: Problem) 
 _WORD: Final = 2**64 - 1
 
 
-def _demands(shapes: Sequence[_Shape], offers: Sequence[Offer]) -> dict[tuple[tuple[str, ...], str], NDArray[np.bool_]]:
+_Demand = tuple[tuple[str, ...], str, bool]
+"""Kinds, runner, and whether it must be alone."""
+
+
+def _demands(shapes: Sequence[_Shape], offers: Sequence[Offer]) -> dict[_Demand, NDArray[np.bool_]]:
     """Say for each kind of demand which offers meet it, memory apart."""
     return {
-        (kinds, runner): np.array(
-            [(not kinds or offer.kind in kinds) and runner in offer.runners for offer in offers], dtype=np.bool_
+        (kinds, runner, alone): np.array(
+            [
+                (not kinds or offer.kind in kinds) and runner in offer.runners and (offer.quiet or not alone)
+                for offer in offers
+            ],
+            dtype=np.bool_,
         )
-        for kinds, runner in {(shape.kinds, shape.runner) for shape in shapes}
+        for kinds, runner, alone in {(shape.kinds, shape.runner, shape.alone) for shape in shapes}
     }
 
 

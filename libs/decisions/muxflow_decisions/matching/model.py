@@ -23,6 +23,8 @@ class Need(msgspec.Struct, frozen=True):
     runner: str
     key: str = ""
     """`JobSpec.measured_as`; empty if no prediction is to be used."""
+    alone: bool = False
+    """Whether only a GPU will do where it can be measured alone."""
 
     @classmethod
     def of(cls, spec: JobSpec) -> Need:
@@ -52,6 +54,8 @@ class Offer(msgspec.Struct, frozen=True):
     """SM share that a job would get there, 1 to 100; None leaves it to MPS."""
     assumed_permille: int = ASSUMED_PERMILLE
     """Normalized throughput, in thousandths, of a job for which there is no prediction here."""
+    quiet: bool = False
+    """Whether a job can be measured alone here: it is watched, and known to serve no online workload."""
 
     @classmethod
     def of(
@@ -62,6 +66,7 @@ class Offer(msgspec.Struct, frozen=True):
         *,
         sm_share_pct: int | None = None,
         assumed_permille: int = ASSUMED_PERMILLE,
+        quiet: bool = False,
     ) -> Offer:
         """Read the offer off a node's inventory, and off what is known of the online workload on the GPU."""
         return cls(
@@ -72,6 +77,7 @@ class Offer(msgspec.Struct, frozen=True):
             online.workload if online is not None else None,
             sm_share_pct,
             assumed_permille,
+            quiet,
         )
 
 
@@ -154,6 +160,7 @@ def fits(need: Need, offer: Offer) -> bool:
         need.memory_bytes <= offer.memory_bytes
         and (not need.kinds or offer.kind in need.kinds)
         and need.runner in offer.runners
+        and (offer.quiet or not need.alone)
     )
 
 
