@@ -150,7 +150,7 @@ def protected(node: ProtectedMachine, name: str, seconds: float, seed: int) -> P
 def unprotected(node: ProtectedMachine, seconds: float, seed: int) -> Phase:
     command = [sys.executable, str(WORKLOADS / "offline_job.py"), "--batches", str(FOREVER)]
     command += [word for key, value in JOB.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    env = {**os.environ, **node.environment()}
+    env = {**os.environ, **node.environment(beacon=False)}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()

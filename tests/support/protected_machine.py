@@ -105,7 +105,7 @@ class ProtectedMachine(Machine):
         super().__init__(state_dir)
         self._services: list[OnlineService] = []
         self._portal: Portal | None = None
-        self._environments: dict[int, dict[str, str]] = {}
+        self._environments: dict[tuple[int, bool], dict[str, str]] = {}
 
     def simulate(self, *kinds: str, policy: Mapping[str, float] | None = None, **settings: float) -> None:
         """Start it with these GPUs. `policy` is the monitor's; settings are as ``evictor__policy__x=1``."""
@@ -144,11 +144,12 @@ class ProtectedMachine(Machine):
         """The devices themselves."""
         return SimulatedMachine(Path(self.environment()[DIR_VARIABLE]))
 
-    def environment(self, index: int = 0) -> dict[str, str]:
+    def environment(self, index: int = 0, *, beacon: bool = True) -> dict[str, str]:
         """What an online program needs, as people get it."""
-        if index not in self._environments:
-            self._environments[index] = self.json("device", "env", str(index))
-        return self._environments[index]
+        if (index, beacon) not in self._environments:
+            options = () if beacon else ("--no-beacon",)
+            self._environments[index, beacon] = self.json("device", "env", str(index), *options)
+        return self._environments[index, beacon]
 
     def online(self, index: int = 0, **options: Any) -> OnlineService:
         """Start an online service on a GPU, and wait until it serves."""

@@ -119,8 +119,8 @@ struct mux_device_page {
     uint64_t gate;      /* _Atomic */
     uint64_t heartbeat; /* _Atomic; advanced by the sampling thread itself, never by a helper */
     uint32_t stale_after_ms;
-    uint32_t beacon_holdoff_us; /* no offline launch within this time of an online one; 0: the
-                                   beacon is not obeyed */
+    uint32_t beacon_holdoff_us; /* no offline launch while an online process is active, nor within
+                                   this time of it; 0: the beacon is not obeyed */
     uint8_t pad1[64 - 24];
     /* offset 192 */
     uint32_t sequence; /* _Atomic; odd while `readings` is being written */
@@ -194,13 +194,20 @@ struct mux_job_page {
     struct mux_process_slot slots[MUX_JOB_SLOTS];
 };
 
-/* One online process. Written by its owner alone; `owner` as above. */
+/* One online process; `owner` as above. It counts its launches, and stores how many of them are
+ * known to be complete: no clock, and no word that a reader could see half of. Whoever reads takes
+ * the time: a process is *active* while `complete` is not `launches` and either has changed within
+ * MUX_BEACON_PATIENCE_US, by the reader's own clock. So one that never says what is complete, was
+ * killed or stands still holds nobody up for longer than that. The difference says nothing: of two
+ * streams in flight, none is counted as complete before the other. */
 struct mux_beacon_slot {
-    uint64_t owner;                   /* _Atomic */
-    int64_t last_launch_monotonic_ns; /* _Atomic; CLOCK_MONOTONIC of the last online launch */
-    uint64_t launches;                /* _Atomic */
+    uint64_t owner;    /* _Atomic */
+    uint64_t launches; /* _Atomic; kernels, graphs, copies and memsets given to the driver */
+    uint64_t complete; /* _Atomic; all launches up to this number are known to be complete */
     uint8_t reserved[64 - 24];
 };
+
+#define MUX_BEACON_PATIENCE_US 20000
 
 #define MUX_BEACON_SLOTS      63
 #define MUX_BEACON_PAGE_BYTES (128 + MUX_BEACON_SLOTS * 64)

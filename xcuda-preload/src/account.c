@@ -35,6 +35,17 @@ void account_unreserve(int64_t reserved_ns) {
     atomic_fetch_sub(&account.window_used_ns, reserved_ns);
 }
 
+void account_expect(int64_t due_ns) {
+    int64_t before_ns = atomic_load(&account.due_ns);
+    while (before_ns < due_ns && !atomic_compare_exchange_weak(&account.due_ns, &before_ns, due_ns))
+        continue;
+}
+
+bool account_overdue(int64_t now_ns) {
+    return atomic_load(&account.window_used_ns) > 0 &&
+           now_ns - atomic_load(&account.due_ns) >= ACCOUNT_PATIENCE_NS;
+}
+
 bool account_out_of_turn(int64_t now_ns, int64_t since_ns) {
     int64_t last_ns = atomic_load(&account.progress_ns);
     if (now_ns - last_ns < ACCOUNT_PATIENCE_NS || now_ns - since_ns < ACCOUNT_PATIENCE_NS)

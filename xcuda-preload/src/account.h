@@ -16,6 +16,7 @@
 /* Sums since the process began, and what is in flight. Under the lock, except where said. */
 struct account {
     _Atomic int64_t window_used_ns; /* granted, and not known to be complete; no lock */
+    _Atomic int64_t due_ns;         /* when the last that was launched is expected to be complete */
     _Atomic int64_t progress_ns;   /* when something last completed, or went out of turn; no lock */
     _Atomic uint64_t throttled_ns; /* no lock */
     _Atomic uint64_t frozen_ns;    /* no lock */
@@ -40,6 +41,13 @@ void account_unlock(void);
 bool account_reserve(int64_t wanted_ns, int64_t window_ns, int64_t progress_ns);
 
 void account_unreserve(int64_t reserved_ns);
+
+/* Enters when what was just launched is expected to be complete. */
+void account_expect(int64_t due_ns);
+
+/* Whether something is in flight that should have been complete for so long that it may be waiting
+ * for a launch. */
+bool account_overdue(int64_t now_ns);
 
 /* Whether a launch may go out of turn now; if so, it is its turn no more. `since_ns`: when the
  * gate opened, or the waiting began. */

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include "beacon.h"
 #include "clock.h"
 #include "driver.h"
 #include "group.h"
@@ -77,6 +78,8 @@ void end_enter(CUstream stream) {
 }
 
 CUresult end_leave(CUstream stream, enum hook_index hook, CUresult result) {
+    if (beacon_on())
+        beacon_capture_ends();
     if (was_captured && !is_captured(stream))
         count(-1);
     job_note_result(hook, result);

@@ -1,5 +1,6 @@
 #include "gate.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "clock.h"
@@ -14,6 +15,9 @@ const uint64_t *gate_device_word = &frozen;
 const uint64_t *gate_job_word = &frozen;
 static _Atomic uint32_t obeyed_epoch;
 
+static pthread_mutex_t beacon_lock = PTHREAD_MUTEX_INITIALIZER; /* innermost */
+static struct mux_beacon_reader beacon;
+
 static void tell(const struct mux_mapping *mapping, int before) {
     if (mapping->error == before)
         return;
@@ -24,7 +28,9 @@ static void tell(const struct mux_mapping *mapping, int before) {
 }
 
 void gate_start(void) {
-    mux_view_open(&view, settings()->device_dir, settings()->job_dir, clock_now_ns());
+    int64_t now_ns = clock_now_ns();
+    mux_view_open(&view, settings()->device_dir, settings()->job_dir, now_ns);
+    mux_beacon_open(&beacon, settings()->device_dir, now_ns);
     tell(&view.device, 0);
     tell(&view.control, 0);
     gate_device_word = &mux_view_device(&view)->gate;
@@ -34,6 +40,8 @@ void gate_start(void) {
 void gate_forget(void) {
     gate_device_word = gate_job_word = &frozen;
     mux_view_close(&view);
+    mux_beacon_close(&beacon);
+    pthread_mutex_init(&beacon_lock, NULL);
 }
 
 struct gate_look gate_look(int64_t now_ns) {
@@ -51,7 +59,11 @@ struct gate_look gate_look(int64_t now_ns) {
 
 void gate_refresh(void) {
     int device = view.device.error, control = view.control.error;
-    mux_view_refresh(&view, clock_now_ns());
+    int64_t now_ns = clock_now_ns();
+    mux_view_refresh(&view, now_ns);
+    pthread_mutex_lock(&beacon_lock);
+    mux_beacon_refresh(&beacon, now_ns);
+    pthread_mutex_unlock(&beacon_lock);
     tell(&view.device, device);
     tell(&view.control, control);
 }
@@ -66,6 +78,14 @@ void gate_age(int64_t now_ns) {
         atomic_fetch_or(&attention, ATTENTION_STALE);
         log_line("frozen: the monitor is not alive");
     }
+}
+
+int64_t gate_beacon_wait_ns(int64_t now_ns) {
+    uint32_t holdoff_us = mux_load32(&mux_view_device(&view)->beacon_holdoff_us);
+    pthread_mutex_lock(&beacon_lock);
+    int64_t wait_ns = mux_beacon_wait_ns(&beacon, holdoff_us, now_ns);
+    pthread_mutex_unlock(&beacon_lock);
+    return wait_ns;
 }
 
 enum mux_job_phase gate_phase(void) {

@@ -11,12 +11,13 @@
 
 /* Why launches cannot take the short way. Any bit sends them to launch_admit. */
 enum attention {
-    ATTENTION_START = 1,    /* nothing is set up yet */
-    ATTENTION_INERT = 2,    /* no job of ours */
-    ATTENTION_CAPTURE = 4,  /* a stream is being captured */
-    ATTENTION_STALE = 8,    /* the monitor is not alive */
-    ATTENTION_CLOSED = 16,  /* this process is about to end: nothing is launched any more */
-    ATTENTION_CONTEXTS = 32 /* several contexts: a stream alone does not say which */
+    ATTENTION_START = 1,     /* nothing is set up yet */
+    ATTENTION_INERT = 2,     /* no job of ours */
+    ATTENTION_CAPTURE = 4,   /* a stream is being captured */
+    ATTENTION_STALE = 8,     /* the monitor is not alive */
+    ATTENTION_CLOSED = 16,   /* this process is about to end: nothing is launched any more */
+    ATTENTION_CONTEXTS = 32, /* several contexts: a stream alone does not say which */
+    ATTENTION_BEACON = 64    /* an online process: launches are counted, and not held (beacon.h) */
 };
 
 extern HIDDEN _Atomic uint32_t attention;
@@ -43,6 +44,9 @@ void gate_age(int64_t now_ns);
 enum mux_job_phase gate_phase(void);
 uint64_t gate_quota_bytes(void);   /* 0: none */
 uint64_t gate_context_bytes(void); /* 0: ask the driver */
+
+/* How long online processes keep launches off from now on: as mux_beacon_wait_ns. */
+int64_t gate_beacon_wait_ns(int64_t now_ns);
 
 /* Epoch of the device's gate that was last obeyed. */
 uint32_t gate_epoch(void);

@@ -194,6 +194,7 @@ void group_close(struct lane *lane, int64_t now_ns) {
         group->follows && before != NULL && driver.event_query(before->end) == CUDA_ERROR_NOT_READY;
     bool waits = group->follows && before != NULL && before->due_ns > group->opened_ns;
     group->due_ns = (waits ? before->due_ns : group->opened_ns) + group->mean_ns;
+    account_expect(group->due_ns);
     lane->groups[(lane->first + lane->count++) % LANE_GROUPS] = *group;
 }
 

@@ -2,8 +2,8 @@
 """Writes what derives from the table of hooks: `hooks.py TABLE DIRECTORY`, or `hooks.py --names TABLE`.
 
 Into the directory go `hooks.h` (indices and types), `hooks.c` (the exported functions, and the table that routing
-reads) and `xcuda.map` (the version script). With `--names`, prints each hook with its index, as in `last_error_call`.
-A part of the build, not of the distribution.
+reads), `stubs.S` (the exported functions of launches with arguments on the stack) and `xcuda.map` (the version script).
+With `--names`, prints each hook with its index, as in `last_error_call`. A part of the build, not of the distribution.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 KINDS = {"launch": 2, "pass": 1, "read": 1, "sync": 1, "begin": 1, "end": 1, "call": 1, "libc": 0}
 """Number of details that each kind has."""
+
+IN_REGISTERS = 6
+"""Arguments that lie in registers, by the calling convention of x86-64; all are integers or pointers."""
 
 
 class Hook(NamedTuple):
@@ -30,12 +33,25 @@ class Hook(NamedTuple):
         return ", ".join(part.split()[-1].lstrip("*") for part in self.parameters.split(","))
 
     @property
+    def stack_offset(self) -> int | None:
+        """Where the stream's argument lies, from the stack pointer; None for a function that needs no stub."""
+        names = self.arguments.split(", ")
+        if self.kind != "launch" or len(names) <= IN_REGISTERS or self.details[0] not in names[IN_REGISTERS:]:
+            return None
+        return 8 * (names.index(self.details[0]) - IN_REGISTERS + 1)
+
+    @property
     def stand_in(self) -> str:
         """The call of the function that stands in, if there is one."""
         if self.kind not in {"call", "pass"} or self.details[0] == "DRIVER":
             return ""
         arguments = f", {self.arguments}" if self.arguments else ""
         return f"{self.details[0]}(HOOK_{self.name}{arguments})"
+
+    @property
+    def real(self) -> str:
+        """The call of the driver's own function."""
+        return f"REAL({self.name})({self.arguments})"
 
     @property
     def named(self) -> tuple[str, str]:
@@ -50,9 +66,14 @@ class Hook(NamedTuple):
         return (own if name == "NULL" else f"stream_named({name}, {own})"), own
 
     @property
+    def beacon_stream(self) -> str:
+        """The stream as an online process counts it: each thread's own has a name, and NULL stays NULL."""
+        return self.named[0].replace("CU_STREAM_PER_THREAD", "BEACON_OWN_STREAM")
+
+    @property
     def stream(self) -> str:
         """The stream as an explicit handle."""
-        if self.details[0] == "ALL":
+        if self.details[0] in {"ALL", "EVENT"}:
             return "STREAM_ALL"
         name, if_null = self.named
         return if_null if name == "NULL" else f"stream_named({name}, {if_null})"
@@ -72,38 +93,61 @@ def read(path: Path) -> list[Hook]:
     return hooks
 
 
+def observed(hook: Hook) -> str:
+    """What a hook does in an online process. Nothing but jumps out of a launch: its arguments stay where they are."""
+    if hook.kind == "launch":
+        return (
+            f"    if (__builtin_expect(!beacon_count({hook.beacon_stream}), 0))\n"
+            f"        return slow_{hook.name}({hook.arguments});\n"
+            f"    return {hook.real};\n"
+        )
+    waits = {"ALL": "all(&wait)", "EVENT": "event(&wait, hEvent)"}
+    return (
+        "    struct beacon_wait wait;\n"
+        f"    beacon_wait_{waits.get(hook.details[0], f'stream(&wait, {hook.stream})')};\n"
+        f"    CUresult result = {hook.real};\n"
+        "    beacon_waited(&wait, result);\n"
+        "    return result;\n"
+    )
+
+
 def slow(hook: Hook) -> str:
     """The long way of a launch, apart: the short one, which hands its arguments over where they are, stays short."""
     if hook.kind != "launch":
         return ""
     named, if_null = hook.named
+    linkage = "static" if hook.stack_offset is None else "STUBBED"
     return (
-        f"SLOW CUresult slow_{hook.name}({hook.parameters}) {{\n"
+        f"{linkage} SLOW CUresult slow_{hook.name}({hook.parameters}) {{\n"
+        "    if (beacon_on()) {\n"
+        f"        beacon_count_slowly({hook.beacon_stream});\n"
+        f"        return {hook.real};\n"
+        "    }\n"
         f"    uint64_t work = {hook.details[1]};\n"
         f"    struct lane *lane = launch_admit({named}, {if_null}, work);\n"
         "    bool passes = work == 0 && passage_enter();\n"
-        f"    CUresult result = launch_settle(lane, HOOK_{hook.name}, REAL({hook.name})({hook.arguments}));\n"
+        f"    CUresult result = launch_settle(lane, HOOK_{hook.name}, {hook.real});\n"
         "    passage_leave(passes);\n"
         "    return result;\n"
         "}\n\n"
     )
 
 
-def body(hook: Hook) -> str:
+def gated(hook: Hook) -> str:
+    """What a hook does in a job, or in a program of nobody's."""
     index = f"HOOK_{hook.name}"
-    real = f"REAL({hook.name})({hook.arguments})"
     if hook.kind == "launch":
         return (
             f"    struct lane *lane = launch_enter({hook.named[0]}, {hook.details[1]});\n"
             "    if (__builtin_expect(lane == NULL, 0))\n"
             f"        return slow_{hook.name}({hook.arguments});\n"
-            f"    CUresult result = {real};\n"
+            f"    CUresult result = {hook.real};\n"
             "    lane_release(lane);\n"
             f"    return __builtin_expect(result == CUDA_SUCCESS, 1) ? result : launch_failed({index}, result);\n"
         )
     if hook.kind == "call":
         return f"    return {hook.stand_in};\n"
-    result = f"    CUresult result = {hook.stand_in or real};\n"
+    result = f"    CUresult result = {hook.stand_in or hook.real};\n"
     if hook.kind in {"pass", "read"}:
         result = f"    bool passes = passage_enter();\n{result}    passage_leave(passes);\n"
     if hook.kind == "pass":
@@ -114,6 +158,35 @@ def body(hook: Hook) -> str:
         f"    {kind}_enter(named);\n"
         f"{result}"
         f"    return {kind}_leave(named, {index}, result);\n"
+    )
+
+
+def function(hook: Hook) -> str:
+    """The exported function. What it does in a job is apart, so that neither way sets up what the other needs."""
+    exported = f"EXPORT CUresult {hook.name}({hook.parameters}) {{\n"
+    if hook.kind not in {"launch", "read", "sync"}:
+        return f"{exported}{gated(hook)}}}\n\n"
+    whole = (
+        f"{exported}    if (!beacon_on())\n        return gated_{hook.name}({hook.arguments});\n{observed(hook)}}}\n\n"
+    )
+    linkage = "static"
+    if hook.stack_offset is not None:
+        linkage = "STUBBED"
+        whole = f"#if STUBS\nCUresult {hook.name}({hook.parameters});\n#else\n{whole.rstrip()}\n#endif\n\n"
+    return f"{slow(hook)}{linkage} APART CUresult gated_{hook.name}({hook.parameters}) {{\n{gated(hook)}}}\n\n{whole}"
+
+
+def stubs(hooks: list[Hook]) -> str:
+    """Assembler: see stub.h."""
+    lines = (
+        f"    STUB {hook.name}, {index}, {hook.stack_offset}, {int(hook.named[1] == 'CU_STREAM_PER_THREAD')}\n"
+        for index, hook in enumerate(hooks)
+        if hook.stack_offset is not None
+    )
+    return (
+        "/* Written by hooks.py from hooks.table. */\n"
+        f'#include "stub.h"\n\n#if STUBS\n{"".join(lines)}#endif\n\n'
+        '    .section .note.GNU-stack, "", %progbits\n'
     )
 
 
@@ -131,13 +204,14 @@ def header(hooks: list[Hook]) -> str:
 
 def source(hooks: list[Hook]) -> str:
     entries = "".join(f'    {{"{hook.name}", (void *){hook.name}}},\n' for hook in hooks)
-    functions = "".join(
-        f"{slow(hook)}EXPORT CUresult {hook.name}({hook.parameters}) {{\n{body(hook)}}}\n\n" for hook in hooks
-    )
-    modules = "".join(f'#include "{name}.h"\n' for name in ("capture", "driver", "launch", "passage", "sync", "work"))
+    functions = "".join(function(hook) for hook in hooks)
+    names = ("beacon", "capture", "driver", "launch", "passage", "stub", "sync", "work")
+    modules = "".join(f'#include "{name}.h"\n' for name in names)
     return (
         f"/* Written by hooks.py from hooks.table. */\n{modules}\n"
-        "#define SLOW __attribute__((noinline, cold)) static\n\n"
+        "#define APART __attribute__((noinline))\n"
+        "#define SLOW APART __attribute__((cold))\n"
+        "#if STUBS\n#define STUBBED HIDDEN\n#else\n#define STUBBED static\n#endif\n\n"
         f"{functions}"
         f"const struct hook hook_table[HOOK_COUNT] = {{\n{entries}}};\n"
     )
@@ -159,6 +233,7 @@ def main(arguments: list[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "hooks.h").write_text(header(ours))
     (directory / "hooks.c").write_text(source(ours))
+    (directory / "stubs.S").write_text(stubs(ours))
     (directory / "xcuda.map").write_text(version_script([hook.name for hook in hooks]))
 
 

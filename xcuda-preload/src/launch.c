@@ -22,7 +22,9 @@ enum { SAMPLE_EVERY = 250 };
 #define ALWAYS_EXACT_NS INT64_C(100000)
 
 #define SHORTEST_WAIT_NS INT64_C(20000)
-#define LONGEST_WAIT_NS  INT64_C(1000000)
+/* Between two looks at an online side that is active. */
+#define BEACON_LOOK_NS  INT64_C(50000)
+#define LONGEST_WAIT_NS INT64_C(1000000)
 
 /* ---- waiting ----------------------------------------------------------------------------------
  */
@@ -30,6 +32,7 @@ enum { SAMPLE_EVERY = 250 };
 enum hindrance {
     NOTHING,
     FROZEN, /* the gate */
+    BEACON, /* the online side is active */
     BUDGET,
     WINDOW,
 };
@@ -107,6 +110,7 @@ struct request {
     int64_t cost_ns; /* of this launch; unknown: as much as the whole window */
     bool unknown;
     bool sample;
+    bool out_of_turn; /* it goes, whatever is in flight */
     int64_t now_ns;
     int64_t due_in_ns; /* until it is worth to ask again; 0: not known */
 };
@@ -149,10 +153,25 @@ static int64_t reserve(struct request *request, int64_t open_since_ns) {
         account_unreserve(least_ns - cost_ns);
         return cost_ns;
     }
-    if (!account_out_of_turn(request->now_ns, open_since_ns))
+    if (!request->out_of_turn && !account_out_of_turn(request->now_ns, open_since_ns))
         return 0;
     account_unreserve(-cost_ns);
     return cost_ns;
+}
+
+/* Whether the online side keeps this launch off. A job that trickles saves its state, while the
+ * device has stopped all else for the online side: it is not kept off. Nor is one launch when what
+ * is in flight is long overdue: it may be waiting for it. */
+static bool beacon_holds(struct request *request, int64_t open_since_ns) {
+    if (request->look.gate.state != MUX_GATE_OPEN)
+        return false;
+    int64_t wait_ns = gate_beacon_wait_ns(request->now_ns);
+    request->due_in_ns = wait_ns == INT64_MAX ? BEACON_LOOK_NS : wait_ns;
+    if (wait_ns == 0)
+        return false;
+    request->out_of_turn =
+        account_overdue(request->now_ns) && account_out_of_turn(request->now_ns, open_since_ns);
+    return !request->out_of_turn;
 }
 
 static enum hindrance try_admit(struct request *request, const struct wait *wait) {
@@ -161,6 +180,8 @@ static enum hindrance try_admit(struct request *request, const struct wait *wait
     request->due_in_ns = 0;
     if (request->look.gate.state == MUX_GATE_FROZEN || atomic_load(&attention) & ATTENTION_CLOSED)
         return FROZEN;
+    if (beacon_holds(request, wait->open_ns))
+        return BEACON;
     size_up(request);
     if (fits_open_group(request)) {
         group_count(lane, request->estimate);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "account.h"
+#include "beacon.h"
 #include "capture.h"
 #include "context.h"
 #include "drain.h"
@@ -26,9 +27,14 @@ static bool registered;
  * CUDA. Nothing here may be locked, for nobody is left to unlock it. */
 static void child_after_fork(void) {
     pthread_mutex_init(&lock, NULL);
-    if (atomic_load(&attention) & (ATTENTION_START | ATTENTION_INERT))
+    uint32_t before = atomic_load(&attention);
+    if (before & (ATTENTION_START | ATTENTION_INERT))
         return;
     atomic_store(&attention, ATTENTION_START);
+    if (before & ATTENTION_BEACON) {
+        beacon_forget_all();
+        return;
+    }
     stop_forget_all();
     lane_forget_all();
     passage_forget_all();
@@ -45,7 +51,7 @@ static void child_after_fork(void) {
 /* Registered after the driver has registered its own, hence called before. */
 static bool is_set_up(void) {
     return !(atomic_load_explicit(&attention, memory_order_acquire) &
-             (ATTENTION_START | ATTENTION_INERT));
+             (ATTENTION_START | ATTENTION_INERT | ATTENTION_BEACON));
 }
 
 static void at_exit(void) {
@@ -56,7 +62,27 @@ static void at_exit(void) {
     }
 }
 
+static void start_beacon(void) {
+    pthread_mutex_lock(&lock);
+    if (atomic_load(&attention) & ATTENTION_START) {
+        beacon_start();
+        if (!registered) {
+            registered = true;
+            pthread_atfork(NULL, NULL, child_after_fork);
+        }
+        atomic_store(&attention, ATTENTION_BEACON);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
 bool life_start(void) {
+    if (atomic_load_explicit(&attention, memory_order_acquire) & ATTENTION_BEACON)
+        return false;
+    if (settings()->mode == MODE_BEACON) {
+        if (driver_find())
+            start_beacon();
+        return false;
+    }
     if (settings()->mode == MODE_INERT) {
         driver_find();
         atomic_store(&attention, ATTENTION_INERT);

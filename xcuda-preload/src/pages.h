@@ -13,6 +13,9 @@
  *   - The job page is writable by the job, so that it may be truncated at any instruction. It is
  *     read and written by the kernel on our behalf, which gives an error where a load or store of
  *     ours would raise the signal: pages_job.c.
+ *   - The beacon page is writable by online processes. Offline ones read it as they read the job
+ *     page. An online process, whose launches shall cost a few instructions, stores into a mapping:
+ *     pages_beacon.c.
  */
 #ifndef MUXFLOW_PAGES_READ_H
 #define MUXFLOW_PAGES_READ_H
@@ -145,6 +148,52 @@ static inline bool mux_pulse_fresh(struct mux_pulse *pulse, const struct mux_dev
 /* Copies the readings out. False when they were being written at each of a bounded number of
  * looks, as after a writer that was killed in the middle; `out` is then without meaning. */
 bool mux_readings_read(const struct mux_device_page *page, struct mux_device_readings *out);
+
+/* ---- the beacon page: who reads it -------------------------------------------------------------
+ */
+
+/* What one reader has seen of each slot. One thread at a time. */
+struct mux_beacon_reader {
+    struct mux_mapping page;
+    unsigned slots; /* as many of the first ones as had an owner at the last refresh */
+    struct mux_beacon_seen {
+        uint64_t launches, complete;
+        int64_t changed_ns; /* when they were seen to be others */
+    } seen[MUX_BEACON_SLOTS];
+};
+
+/* A page that is missing or wrong is one without online processes: `page.error` says why. */
+void mux_beacon_open(struct mux_beacon_reader *reader, const char *device_dir, int64_t now_ns);
+
+/* Looks at the path again, and which slots are used. To be called now and then. */
+void mux_beacon_refresh(struct mux_beacon_reader *reader, int64_t now_ns);
+
+void mux_beacon_close(struct mux_beacon_reader *reader);
+
+/* How long the online side keeps others off from now on: 0: not at all; INT64_MAX: until it is no
+ * longer active; else what is left of the hold-off. */
+int64_t mux_beacon_wait_ns(struct mux_beacon_reader *reader, uint32_t holdoff_us, int64_t now_ns);
+
+/* The rule itself, for one slot whose words have just been read. */
+int64_t mux_beacon_see(struct mux_beacon_seen *seen, const struct mux_beacon_slot *slot,
+                       uint32_t holdoff_us, int64_t now_ns);
+
+/* ---- the beacon page: who writes it ------------------------------------------------------------
+ */
+
+/* The beacon page, mapped for storing, and this process's slot in it. */
+struct mux_beacon {
+    uint8_t *address; /* never changes: what lies there is exchanged as a whole */
+    struct mux_beacon_slot *slot;
+    uint64_t owner; /* 0: no slot */
+    dev_t device;
+    ino_t inode;
+    char path[PATH_MAX];
+};
+
+/* Claims a slot, or looks whether it is still ours and the page the one at the path; claims anew if
+ * not. Returns 0, or the errno why there is no slot, as mux_job_claim. One thread at a time. */
+int mux_beacon_claim(struct mux_beacon *beacon, const char *device_dir);
 
 /* ---- one job's view of its gate ----------------------------------------------------------------
  */

@@ -22,7 +22,10 @@ static void read_environment(void) {
     copy(read_once.log, secure_getenv("XCUDA_LOG")); /* a setuid program writes nobody's file */
     const char *mode = getenv("XCUDA_MODE");
     bool offline = mode != NULL && strcmp(mode, "offline") == 0;
+    bool beacon = mode != NULL && strcmp(mode, "beacon") == 0;
     read_once.mode = device || job || offline ? MODE_OFFLINE : MODE_INERT;
+    if (beacon && !job) /* a job is offline, whatever it says of itself */
+        read_once.mode = MODE_BEACON;
 }
 
 const struct settings *settings(void) {

@@ -6,13 +6,14 @@
 #include <stdbool.h>
 
 enum mode {
-    MODE_INERT,  /* no job of ours: everything goes to the driver as it is */
-    MODE_OFFLINE /* an offline job: gated, and frozen as long as its pages are missing */
+    MODE_INERT,   /* no job of ours: everything goes to the driver as it is */
+    MODE_OFFLINE, /* an offline job: gated, and frozen as long as its pages are missing */
+    MODE_BEACON   /* an online process: its launches are counted, and nothing else */
 };
 
 struct settings {
     enum mode mode;
-    char device_dir[PATH_MAX]; /* XCUDA_DEVICE_DIR: where the device page is */
+    char device_dir[PATH_MAX]; /* XCUDA_DEVICE_DIR: where device page and beacon page are */
     char job_dir[PATH_MAX];    /* XCUDA_JOB_DIR: where job control and job page are */
     char log[PATH_MAX];        /* XCUDA_LOG: a file, or `stderr`; empty: no log */
 };

@@ -1,6 +1,7 @@
 /* Streams and graphs that go, and callbacks. */
 #include <stdlib.h>
 
+#include "beacon.h"
 #include "capture.h"
 #include "clock.h"
 #include "driver.h"
@@ -24,6 +25,8 @@ static void close_in(struct lane *lane, void *stream) {
 }
 
 CUresult on_stream_destroy(enum hook_index hook, CUstream stream) {
+    if (beacon_on())
+        beacon_stream_ends(stream);
     if (launch_gated() && stream != NULL && !(capture_any() && capture_covers(stream))) {
         int mode = capture_relax();
         lane_each(close_in, stream, true);

@@ -21,6 +21,7 @@ from muxflow.contracts import Attempt
 from muxflow_decisions.device.gate import FROZEN, Gate, GateState, JobPhase
 from muxflow_device import native
 from muxflow_device.pages import (
+    BeaconPage,
     DevicePageWriter,
     JobControlWriter,
     JobLimits,
@@ -40,6 +41,7 @@ T = TypeVar("T")
 
 _BEAT_S: Final = 0.02
 _STALE_AFTER_MS: Final = 5_000
+_HOLDOFF_US: Final = 500
 
 
 def make(*arguments: str) -> None:
@@ -96,7 +98,10 @@ class Node:
         self._run = run
         self.device_dir = run.device(GPU)
         self.job_dir = run.job(Attempt(tenant="tests", job="job", attempt=1))
-        self.device = DevicePageWriter(self.device_dir, uuid=GPU, stale_after_ms=_STALE_AFTER_MS)
+        self.device = DevicePageWriter(
+            self.device_dir, uuid=GPU, stale_after_ms=_STALE_AFTER_MS, beacon_holdoff_us=_HOLDOFF_US
+        )
+        BeaconPage.create(self.device_dir, uuid=GPU)
         self._epoch = 0
         self._processes: list[subprocess.Popen[str]] = []
         self._alive = threading.Event()
@@ -224,12 +229,23 @@ class Node:
         output, errors = process.communicate(timeout=DEADLINE_S)
         return process.returncode, output, errors
 
-    def python(self, text: str, *, preload: bool = True) -> subprocess.Popen[str]:
+    def python(
+        self, text: str, *, preload: bool = True, extra: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         """Starts a Python program that may import tests/programs/driver.py."""
         program = "import sys; sys.dont_write_bytecode = True\n" + textwrap.dedent(text)
-        return self.start(
-            sys.executable, "-c", program, preload=preload, extra={"PYTHONPATH": str(ROOM / "tests" / "programs")}
-        )
+        path = {"PYTHONPATH": str(ROOM / "tests" / "programs")}
+        return self.start(sys.executable, "-c", program, preload=preload, extra={**path, **(extra or {})})
+
+    def beacon(self) -> dict[str, str]:
+        """The variables of an online program."""
+        return {
+            "LD_PRELOAD": str(self._library), "XCUDA_MODE": "beacon", "XCUDA_DEVICE_DIR": str(self.device_dir.path)
+        }  # fmt: skip
+
+    def online(self, text: str) -> subprocess.Popen[str]:
+        """Starts a Python program that is an online one."""
+        return self.python(text, preload=False, extra=self.beacon())
 
     @staticmethod
     def tell(process: subprocess.Popen[str], line: str = "") -> None:

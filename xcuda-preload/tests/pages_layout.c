@@ -87,7 +87,7 @@ static void job_and_beacon(void) {
     FIELD(mux_job_page, slots);
     SIZE(mux_beacon_slot);
     FIELD(mux_beacon_slot, owner);
-    FIELD(mux_beacon_slot, last_launch_monotonic_ns);
+    FIELD(mux_beacon_slot, complete);
     FIELD(mux_beacon_slot, launches);
     FIELD(mux_beacon_slot, reserved);
     SIZE(mux_beacon_page);

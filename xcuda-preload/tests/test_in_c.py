@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from conftest import Build
 
 
-def _run(build: Build, program: str, directory: Path) -> None:
+def _run(build: Build, program: str, directory: Path, *, online: bool = False) -> None:
     environment = {
         **os.environ,
         **build.environment,
         "LD_LIBRARY_PATH": str(build.programs),
         "XCUDA_DEVICE_DIR": str(directory),
-        "XCUDA_JOB_DIR": str(directory),
+        **({"XCUDA_MODE": "beacon"} if online else {"XCUDA_JOB_DIR": str(directory)}),
     }
     done = subprocess.run(
         [build.programs / program], env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -35,3 +35,8 @@ def test_the_parts_that_only_compute_are_right(build: Build, tmp_path: Path) -> 
 @pytest.mark.timeout(300)
 def test_threads_that_launch_and_allocate_do_not_get_into_each_others_way(build: Build, tmp_path: Path) -> None:
     _run(build, "xcuda_threads", tmp_path)
+
+
+@pytest.mark.timeout(300)
+def test_threads_of_an_online_process_are_counted_together(build: Build, tmp_path: Path) -> None:
+    _run(build, "xcuda_beacon", tmp_path, online=True)

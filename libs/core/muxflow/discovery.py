@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from muxflow.contracts import Role, decode_token
 from muxflow.settings import CONFIG_VARIABLE, Settings, load
 
 STATE_DIR_VARIABLE: Final = "MUXFLOW_STATE_DIR"
+PRELOAD_VARIABLE: Final = "LD_PRELOAD"
 CONNECTION_FILE: Final = "connection.json"
 
 
@@ -47,6 +49,8 @@ class ConnectionFile(msgspec.Struct, frozen=True, kw_only=True):
     """Of each service, when it was last started."""
     devices: dict[str, dict[str, str]] = {}
     """By UUID, what a program needs in its environment to be served on that GPU; none for GPUs that are declared."""
+    beacons: dict[str, dict[str, str]] = {}
+    """By UUID, what makes such a program tell offline work that it launches."""
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,16 +107,27 @@ def find(
 
 
 def environment_on(
-    gpu: str, *, directory: Path | None = None, environ: Mapping[str, str] | None = None
+    gpu: str, *, directory: Path | None = None, environ: Mapping[str, str] | None = None, beacon: bool = True
 ) -> dict[str, str]:
     """What a program needs in its environment to be served on a GPU that `muxflow up` shares on this machine.
 
+    With `beacon`, also what makes it tell offline work that it launches; what `environ` preloads stays, behind it.
     Raises `DiscoveryError`.
     """
     known = machine(directory=directory, environ=environ)
     if gpu not in known.devices:
         raise DiscoveryError(f"{gpu} is not shared by `muxflow up` on this machine, which is node {known.node}")
-    return known.devices[gpu]
+    variables = {**known.devices[gpu], **(known.beacons.get(gpu, {}) if beacon else {})}
+    if PRELOAD_VARIABLE in variables:
+        preloaded = (os.environ if environ is None else environ).get(PRELOAD_VARIABLE, "")
+        variables[PRELOAD_VARIABLE] = _before(variables[PRELOAD_VARIABLE], preloaded)
+    return variables
+
+
+def _before(library: str, preloaded: str) -> str:
+    """Put a library before the others of a list, once."""
+    others = (each for each in re.split("[: ]", preloaded) if each and each != library)
+    return os.pathsep.join((library, *others))
 
 
 def machine(*, directory: Path | None = None, environ: Mapping[str, str] | None = None) -> ConnectionFile:

@@ -145,3 +145,17 @@ def test_a_job_that_truncates_its_page_does_not_die_of_it(programs: Path, direct
 
 def test_what_was_spent_is_counted_once_and_kept(programs: Path, directory: str) -> None:
     run(programs, "pages_slots", "spending", directory)
+
+
+def test_the_online_side_keeps_others_off_while_it_is_active_and_a_little_longer(
+    programs: Path, directory: str
+) -> None:
+    run(programs, "pages_beacon", "rule", directory)
+
+
+def test_each_online_process_has_its_own_slot(programs: Path, directory: str) -> None:
+    run(programs, "pages_beacon", "claim", directory)
+
+
+def test_a_beacon_page_that_is_cut_or_replaced_ends_nobody(programs: Path, directory: str) -> None:
+    run(programs, "pages_beacon", "truncated", directory)

@@ -115,7 +115,7 @@ class Observer:
         self._crowd = self._table.sort(look.processes, offline=pids) if look.processes is not None else None
 
     def _online_present(self, beacon: BeaconView) -> bool | None:
-        if beacon.processes:
+        if beacon.pids:
             return True
         if self._crowd is None:
             return True if self._workload is not None else None

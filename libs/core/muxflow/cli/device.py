@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _OBEYED_S: Final = 5.0
 _LOOK_S: Final = 0.1
 
+BeaconOption = Annotated[bool, typer.Option("--beacon/--no-beacon", help="Let offline work see each launch at once.")]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the record.")]
 
 
@@ -88,17 +89,18 @@ async def _obeyed(client: Client, wished: DeviceSummary, *, disabled: bool) -> D
         ) from None
 
 
-async def environment(session: Session, *, device: DeviceArgument) -> None:
+async def environment(session: Session, *, device: DeviceArgument, beacon: BeaconOption = True) -> None:
     """Print what a program needs in its environment to be served on a GPU of this machine, beside offline work.
 
-    It makes the program a client of that GPU's MPS server. Made for a shell: eval "$(muxflow device env 0)". Only for
+    It makes the program a client of that GPU's MPS server, and has a library count its launches, so that offline jobs
+    launch nothing beside them; --no-beacon leaves that out. Made for a shell: eval "$(muxflow device env 0)". Only for
     machines that `muxflow up` runs; elsewhere the run directory of the node's monitor has a folder `mps` for each GPU.
     """
     from muxflow.discovery import environment_on
 
     async with session.connect() as client:
         found = gpus.meant(device, await client.devices())
-    variables = environment_on(found.gpu.uuid, directory=session.state_dir)
+    variables = environment_on(found.gpu.uuid, directory=session.state_dir, beacon=beacon)
     if session.as_json:
         output.json(variables)
         return

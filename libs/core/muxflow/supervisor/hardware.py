@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,9 @@ _FIND: Final = ("-m", "muxflow_device")
 """Prints the GPUs that NVML lists, as JSON."""
 SIMULATION: Final = "muxflow.simulation"
 """The entry point of this group is a function from a directory and kinds of GPUs to what makes programs see them."""
+BEACON: Final = "muxflow.beacon"
+"""The entry point of this group is a function from the run directory and a GPU to what an online program's environment
+needs for the beacon."""
 _ASKED_S: Final = 30.0
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a directory of ours in it is made for us alone
 
@@ -94,6 +97,15 @@ def present(hardware: Hardware, state_dir: Path) -> Iterator[Present]:
 def find(env: Mapping[str, str]) -> tuple[Gpu, ...]:
     """Ask NVML, in a process of its own: what it loads stays there. Raises `HardwareError`."""
     return msgspec.json.decode(_ask(_FIND, env), type=tuple[Gpu, ...])
+
+
+def beacon(gpu: Gpu, present: Present) -> dict[str, str]:
+    """Say what makes a program on a GPU tell offline ones that it launches; nothing where nothing here can."""
+    environment: dict[str, str] = {}
+    for point in entry_points(group=BEACON):
+        with suppress(FileNotFoundError):  # it has not been built: programs are served without it
+            environment |= point.load()(present.run_dir, gpu.uuid)
+    return environment
 
 
 def run_directory(state_dir: Path) -> Path:

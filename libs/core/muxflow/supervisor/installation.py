@@ -87,6 +87,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
             credentials=self.credentials,
             http_ports=http_ports,
             devices={gpu.uuid: mps.client(gpu, self.present) for gpu in self.present.watched},
+            beacons={gpu.uuid: hardware.beacon(gpu, self.present) for gpu in self.present.watched},
         )
 
 

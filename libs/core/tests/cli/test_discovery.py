@@ -116,11 +116,34 @@ def test_programs_learn_what_they_need_to_be_served_on_a_gpu_of_this_machine(tmp
     with state.open_locked():
         connection = ConnectionFile(server="nats://127.0.0.1:1", node="n", credentials=(), devices={"GPU-1": served})
         state.write_connection(connection)
-    assert environment_on("GPU-1", directory=state.root) == served
+    assert environment_on("GPU-1", directory=state.root, environ={}) == served
     with pytest.raises(DiscoveryError, match="GPU-2 is not shared by `muxflow up` on this machine, which is node n"):
         environment_on("GPU-2", directory=state.root)
     with pytest.raises(DiscoveryError, match="no `muxflow up` has run there"):
         environment_on("GPU-1", environ={"MUXFLOW_STATE_DIR": str(tmp_path)})
+
+
+def test_the_beacon_is_preloaded_before_what_the_program_preloads_itself_unless_it_is_unwanted(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state")
+    with state.open_locked():
+        state.write_connection(
+            ConnectionFile(
+                server="nats://127.0.0.1:1",
+                node="n",
+                credentials=(),
+                devices={"GPU-1": {"CUDA_VISIBLE_DEVICES": "GPU-1"}},
+                beacons={"GPU-1": {"LD_PRELOAD": "/libxcuda.so", "XCUDA_MODE": "beacon"}},
+            )
+        )
+    served = {"CUDA_VISIBLE_DEVICES": "GPU-1", "LD_PRELOAD": "/libxcuda.so", "XCUDA_MODE": "beacon"}
+
+    def told(preloaded: dict[str, str], *, beacon: bool = True) -> dict[str, str]:
+        return environment_on("GPU-1", directory=state.root, environ=preloaded, beacon=beacon)
+
+    assert told({}) == served
+    assert told({"LD_PRELOAD": "/a.so:/b.so"}) == {**served, "LD_PRELOAD": "/libxcuda.so:/a.so:/b.so"}
+    assert told({"LD_PRELOAD": "/libxcuda.so:/a.so"}) == {**served, "LD_PRELOAD": "/libxcuda.so:/a.so"}
+    assert told({"LD_PRELOAD": "/a.so"}, beacon=False) == {"CUDA_VISIBLE_DEVICES": "GPU-1"}
 
 
 def test_online_workloads_are_declared_where_the_monitor_keeps_its_state(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The beacon page: when online processes last launched something. The monitor makes it and looks at it."""
+"""The beacon page: whether online processes launch something. The monitor makes it and looks at it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from muxflow_device.processes import lives
 from muxflow_device.rundir import DeviceDirectory
 
 _CLOSED: Final = -1
+_PID_MASK: Final = 0xFFFFFFFF
 _WRITABLE: Final = 0o666
 """Online services run as users that we do not know; all they could forge is that they are busy."""
 
@@ -23,22 +24,24 @@ _WRITABLE: Final = 0o666
 class BeaconView(msgspec.Struct, frozen=True, kw_only=True):
     """What online processes say of themselves."""
 
-    processes: int
-    """How many live ones use the beacon."""
-    launches: int
+    pids: frozenset[int] = frozenset()
+    """The live ones that use the beacon, by their own process ids."""
+    launches: int = 0
     """Theirs, all told."""
-    last_launch_monotonic_ns: int | None
-    """The latest, by CLOCK_MONOTONIC; None when nobody has launched anything."""
+    last_launch_monotonic_ns: int | None = None
+    """When the latest was first seen, by CLOCK_MONOTONIC; None when nobody has launched anything."""
     problem: str | None = None
 
 
 class BeaconPage:
-    """The monitor's view of one beacon page."""
+    """The monitor's view of one beacon page. Keep it: the page has no times, so that a launch is one of its look."""
 
     def __init__(self, directory: DeviceDirectory) -> None:
         """Open the page. Raises PageError when it is not there, OSError."""
         self.path = directory.beacon_page
         self._fd = open_for_reading(self.path)
+        self._launches: dict[int, int] = {}
+        self._last_ns: int | None = None
 
     @classmethod
     def create(cls, directory: DeviceDirectory, *, uuid: str) -> None:
@@ -47,7 +50,7 @@ class BeaconPage:
         create(directory.beacon_page, RawBeaconPage(), kind=PageKind.BEACON, uuid=uuid, mode=_WRITABLE, owner=None)
 
     def read(self, *, now_monotonic_ns: int | None = None) -> BeaconView:
-        """Look at all processes. A launch in the future counts as one of this moment: somebody is busy."""
+        """Look at all processes. What the first look finds launched counts as just launched: somebody may be busy."""
         now_ns = time.monotonic_ns() if now_monotonic_ns is None else now_monotonic_ns
         try:
             check(self._fd, PageKind.BEACON, self.path)
@@ -55,15 +58,18 @@ class BeaconPage:
             if len(raw) < sizeof(RawBeaconPage):
                 raise PageError(f"{self.path} was truncated while it was read")  # noqa: TRY301
         except PageError as error:
-            return BeaconView(processes=0, launches=0, last_launch_monotonic_ns=None, problem=str(error))
+            return BeaconView(problem=str(error))
         if not raw[RawBeaconPage.slots.offset :].strip(b"\0"):  # nobody has ever used it: the common case, and cheap
-            return BeaconView(processes=0, launches=0, last_launch_monotonic_ns=None)
-        slots = [slot for slot in RawBeaconPage.from_buffer_copy(raw).slots if slot.owner and lives(slot.owner)]
-        launched = [min(slot.last_launch_monotonic_ns, now_ns) for slot in slots if slot.last_launch_monotonic_ns > 0]
+            return BeaconView()
+        slots = RawBeaconPage.from_buffer_copy(raw).slots
+        launches = {slot.owner: slot.launches for slot in slots if slot.owner and lives(slot.owner)}
+        if any(count != self._launches.get(owner, 0) for owner, count in launches.items()):
+            self._last_ns = now_ns
+        self._launches = launches
         return BeaconView(
-            processes=len(slots),
-            launches=sum(slot.launches for slot in slots),
-            last_launch_monotonic_ns=max(launched, default=None),
+            pids=frozenset(owner & _PID_MASK for owner in launches),
+            launches=sum(launches.values()),
+            last_launch_monotonic_ns=self._last_ns if any(launches.values()) else None,
         )
 
     def close(self) -> None:

@@ -137,8 +137,8 @@ class RawBeaconSlot(Structure):
 
     _fields_ = [
         ("owner", c_uint64),
-        ("last_launch_monotonic_ns", c_int64),
         ("launches", c_uint64),
+        ("complete", c_uint64),
         ("reserved", c_uint8 * (64 - 24)),
     ]
 

@@ -1,0 +1,88 @@
+/* Threads of an online process that launch, record and wait on the stub driver; for the sanitizers
+ * above all. The beacon page is made in $XCUDA_DEVICE_DIR, the stub is on the library path. */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "beacon.h"
+#include "hooks.h"
+#include "pages_testing.h"
+
+enum { THREADS = 6, ROUNDS = 400 };
+
+CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                        unsigned, CUstream, void **, void **);
+CUresult cuLaunchKernel_ptsz(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                             unsigned, CUstream, void **, void **);
+CUresult cuStreamSynchronize(CUstream);
+CUresult cuStreamSynchronize_ptsz(CUstream);
+CUresult cuCtxSynchronize(void);
+CUresult cuEventRecord(CUevent, CUstream);
+CUresult cuEventQuery(CUevent);
+CUresult cuStreamDestroy_v2(CUstream);
+CUresult cuDevicePrimaryCtxRetain(CUcontext *, CUdevice);
+
+static CUresult (*set_current)(CUcontext);
+static CUresult (*create_stream)(CUstream *, unsigned);
+static CUresult (*create_event)(CUevent *, unsigned);
+static CUcontext context;
+static _Atomic uint64_t launched;
+
+static void launch(CUstream stream) {
+    atomic_fetch_add(&launched, 1);
+    expect(cuLaunchKernel((CUfunction)2000, 1, 1, 1, 1, 1, 1, 0, stream, NULL, NULL) == 0,
+           "a launch succeeds");
+}
+
+static void *work(void *nothing) {
+    set_current(context);
+    CUstream own;
+    CUevent event;
+    create_stream(&own, 1);
+    create_event(&event, 0);
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        launch(own);
+        launch(NULL);
+        atomic_fetch_add(&launched, 1);
+        expect(cuLaunchKernel_ptsz((CUfunction)2000, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL) == 0,
+               "a launch into the thread's stream succeeds");
+        cuEventRecord(event, own);
+        cuEventQuery(event);
+        if (i % 7 == 0)
+            cuStreamSynchronize(own);
+        if (i % 11 == 0)
+            cuStreamSynchronize_ptsz(NULL);
+        if (i % 13 == 0)
+            cuCtxSynchronize();
+        if (i % 97 == 0) {
+            cuStreamDestroy_v2(own);
+            create_stream(&own, 1);
+        }
+    }
+    return nothing;
+}
+
+int main(void) {
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW);
+    expect(driver != NULL, "the stub driver is found");
+    set_current = dlsym(driver, "cuCtxSetCurrent");
+    create_stream = dlsym(driver, "cuStreamCreate");
+    create_event = dlsym(driver, "cuEventCreate");
+    static const struct mux_beacon_page empty;
+    make_page(getenv("XCUDA_DEVICE_DIR"), "beacon", MUX_PAGE_BEACON, &empty, sizeof empty,
+              sizeof empty);
+    struct mux_beacon_page *page = map_page(getenv("XCUDA_DEVICE_DIR"), "beacon", sizeof *page);
+    expect(cuDevicePrimaryCtxRetain(&context, 0) == 0, "there is a context");
+
+    pthread_t threads[THREADS];
+    for (int i = 0; i < THREADS; i++)
+        pthread_create(&threads[i], NULL, work, NULL);
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    set_current(context);
+    expect(mux_load64(&page->slots[0].owner) == mux_owner_of(getpid()), "the process has a slot");
+    expect(mux_load64(&page->slots[0].launches) == atomic_load(&launched), "no launch is lost");
+    expect(cuCtxSynchronize() == 0, "everything is complete");
+    expect(mux_load64(&page->slots[0].complete) == atomic_load(&launched), "and said to be so");
+    return 0;
+}
