@@ -6,7 +6,7 @@ from muxflow_decisions.speed.facts import MeasuredPair, PairFacts, PairName, fac
 from muxflow_decisions.speed.features import FEATURES, HISTORY, PAIRS, Feature, FeatureSpace, features, history_values
 from muxflow_decisions.speed.fits import fits_by_memory
 from muxflow_decisions.speed.history import Background, Effect, History, learn
-from muxflow_decisions.speed.measured import MEASURED, MeasuredPolicy, newest_measured, speed_measured
+from muxflow_decisions.speed.measured import MEASURED, Absorbed, MeasuredPolicy, absorb, newest_measured, speed_measured
 from muxflow_decisions.speed.promote import Evaluation, ModelPolicy, Progress, Verdict, judge, why_train
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "HISTORY",
     "MEASURED",
     "PAIRS",
+    "Absorbed",
     "Background",
     "Effect",
     "Evaluation",
@@ -29,6 +30,7 @@ __all__ = [
     "PairName",
     "Progress",
     "Verdict",
+    "absorb",
     "alone",
     "assumed",
     "examples",

@@ -28,6 +28,44 @@ class MeasuredPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Services and jobs change: an older one is a row for the model, and no answer."""
     sm_share_within_pct: Annotated[int, Meta(ge=0, le=100)] = 10
     """A pair that was measured with another SM share is another question."""
+    kept_of_a_pair: Annotated[int, Meta(ge=1, le=1000)] = 8
+    """Measurements that are kept of a pair: those that differ, newest last."""
+    alike_throughput: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    alike_activity_pct: Annotated[float, Meta(ge=0, le=100)] = 10.0
+
+
+class Absorbed(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of a pair after one more measurement."""
+
+    rows: tuple[MeasuredPair, ...]
+    """Oldest first."""
+    changed: bool
+    """False: it was known already."""
+    new: bool
+    """Whether it says something that none of the others did."""
+
+
+def absorb(rows: tuple[MeasuredPair, ...], row: MeasuredPair, policy: MeasuredPolicy) -> Absorbed:
+    """Take in a measurement of a pair. One that is like an earlier one takes its place: it is the same, but newer."""
+    if any(other.time_ns >= row.time_ns for other in rows):
+        return Absorbed(rows=rows, changed=False, new=False)
+    others = tuple(other for other in rows if not _alike(other, row, policy))
+    return Absorbed(rows=(*others, row)[-policy.kept_of_a_pair :], changed=True, new=len(others) == len(rows))
+
+
+def _alike(one: MeasuredPair, other: MeasuredPair, policy: MeasuredPolicy) -> bool:
+    return (
+        one.fits == other.fits
+        and (one.facts.sm_share_pct or 100) == (other.facts.sm_share_pct or 100)
+        and _near(one.normalized_throughput, other.normalized_throughput, policy.alike_throughput)
+        and _near(one.facts.online_activity_pct, other.facts.online_activity_pct, policy.alike_activity_pct)
+    )
+
+
+def _near(one: float | None, other: float | None, most: float) -> bool:
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= most
 
 
 def newest_measured(

@@ -35,7 +35,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     new_rows: int
     """Measurements since the newest training began, whatever became of its model."""
     trained_ns: int | None
-    """When that was, by the clock of `now_ns`; None: never, or there is no model."""
+    """When that was, by the clock of `now_ns`; None: there is no model, and none was tried."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
