@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from muxflow_decisions.matching import Need, Offer, OpenGpu, Problem, WaitingJob, flow, precedence
+from muxflow_decisions.matching import Need, Offer, OpenGpu, Problem, WaitingJob, flow
 from muxflow_decisions.matching.certificate import CertificateError, Integers, Network, certify, verify
+from muxflow_decisions.matching.classes import Classes, classify
 from muxflow_decisions.matching.optimizer import optimize
+from muxflow_decisions.matching.participants import participants
+from muxflow_decisions.matching.precedence import Precedence, check, decide
 from muxflow_decisions.matching.solve import solve
 
 
@@ -109,22 +112,61 @@ PROBLEM = Problem(
 )
 
 
-@pytest.mark.parametrize(
-    ("part", "problem"),
-    [(precedence, replace(PROBLEM, gpus=PROBLEM.gpus[:2])), (flow, PROBLEM)],
-    ids=["who-gets-a-gpu", "which-one"],
-)
-def test_a_solver_that_is_wrong_is_found_out(
-    part: ModuleType, problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert solve(problem).assignments[:2] == (
-        (("default", "first"), PROBLEM.gpus[0]),
-        (("default", "second"), PROBLEM.gpus[1]),
+def test_a_solver_that_gives_jobs_the_wrong_gpus_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert solve(PROBLEM).assignments[2] == (("default", "third"), PROBLEM.gpus[3])
+    monkeypatch.setattr(
+        flow, "optimize", lambda network: optimize(replace(network, costs=network.costs.max() - network.costs))
     )
+    with pytest.raises(CertificateError, match="negative cycle"):
+        solve(PROBLEM)
 
-    def solve_the_opposite(network: Network) -> Integers:
-        return optimize(replace(network, costs=np.append(network.costs[:1], -network.costs[1:])))
 
-    monkeypatch.setattr(part, "optimize", solve_the_opposite)
-    with pytest.raises(CertificateError):
-        solve(problem)
+def test_a_solver_that_leaves_somebody_without_a_gpu_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "optimize", lambda network: 0 * optimize(network))
+    with pytest.raises(CertificateError, match="made or lost"):
+        solve(PROBLEM)
+
+
+# ---------------------------------------------------------------- who gets a GPU
+
+CROWDED = replace(PROBLEM, gpus=PROBLEM.gpus[:2])
+"""The third job waits: the first two need these GPUs."""
+
+
+def chosen(problem: Problem) -> tuple[Classes, Precedence]:
+    classes = classify(problem, participants(problem))
+    return classes, decide(classes)
+
+
+def test_that_a_job_waits_is_proved_by_those_ahead_who_fill_all_that_it_could_have() -> None:
+    classes, found = chosen(CROWDED)
+    check(classes, found)
+    assert found.counts.tolist() == [1, 1, 0]
+    (closure,) = found.closures
+    assert (closure.place, closure.gpu_classes.tolist()) == (2, [0, 1])
+
+
+def test_that_nobody_waits_needs_no_proof() -> None:
+    assert chosen(PROBLEM)[1].closures == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"closures": ()}, "not shown why .* waits"),
+        ({"counts": integers(1, 0, 1)}, "ahead of one that was left out, and there is room for 2"),
+        ({"counts": integers(0, 1, 0)}, "there is room for 2"),
+        ({"place": 3}, "not shown why .* waits"),
+        ({"place": 1}, "1 jobs are ahead"),
+        ({"gpu_classes": integers(0)}, "a GPU that was not looked at"),
+        ({"job_classes": integers(0, 1)}, "not shown why .* waits"),
+    ],
+)
+def test_a_choice_or_a_proof_that_was_tampered_with_is_refused(change: dict[str, Any], why: str) -> None:
+    classes, found = chosen(CROWDED)
+    if "closures" in change or "counts" in change:
+        tampered = replace(found, **change)
+    else:
+        tampered = replace(found, closures=(replace(found.closures[0], **change),))
+    with pytest.raises(CertificateError, match=why):
+        check(classes, tampered)

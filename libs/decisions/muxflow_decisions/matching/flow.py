@@ -12,6 +12,8 @@ arc, which fills first. Such costs are convex, so the flow is exact.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 import numpy as np
 
@@ -46,37 +48,36 @@ def _network(classes: Classes, jobs: Integers, policy: MatchingPolicy) -> tuple[
     job_classes, gpu_classes = classes.feasible.shape
     sink = job_classes + gpu_classes
     pairs = int(min(jobs.sum(), classes.sizes.sum()))
-    costs, move_cost, unit = _costs(classes, policy, pairs)
+    unit = 1 + 2 * pairs * TIE_STEPS  # more than all ties and the extra of all moves together
+    costs = _costs(classes, policy, unit)
     rows, columns = np.nonzero(classes.feasible & (jobs > 0)[:, None])
     capacities = np.minimum(jobs[rows], classes.sizes[columns])
-    stays = np.array(_stays(classes, policy), dtype=np.int64).reshape(-1, 4).T
+    stays = np.array(_stays(classes, policy, unit), dtype=np.int64).reshape(-1, 4).T
+    dearest = int(stays[3].max(initial=0))
     every_gpu_class = np.arange(gpu_classes)
     network = Network.of(
         np.concatenate([jobs, np.zeros(gpu_classes, dtype=np.int64), [-jobs.sum()]]),
-        (rows, job_classes + columns, capacities, costs[rows, columns] + move_cost * unit),
-        (stays[0], job_classes + stays[1], stays[2], costs[stays[0], stays[1]] + (move_cost - stays[3]) * unit),
+        (rows, job_classes + columns, capacities, costs[rows, columns] + dearest),
+        (stays[0], job_classes + stays[1], stays[2], costs[stays[0], stays[1]] + dearest - stays[3]),
         (job_classes + every_gpu_class, sink, classes.sizes, 0),
     )
     return network, np.concatenate([rows, stays[0]]), np.concatenate([columns, stays[1]])
 
 
-def _costs(classes: Classes, policy: MatchingPolicy, pairs: int) -> tuple[Integers, int, int]:
-    """Cost of every pair, the most that a move costs in permille, and what a permille costs."""
-    unit = 1 + pairs * TIE_STEPS  # more than all ties together
-    moves = any(job_class.placed for job_class in classes.jobs)
-    move_cost = max(policy.migration_cost_permille, policy.migration_cost_unsaved_permille) if moves else 0
+def _costs(classes: Classes, policy: MatchingPolicy, unit: int) -> Integers:
+    """Give the cost of every pair; a permille of speed costs `unit`."""
     if policy.weights is not Weights.PREDICTED:
-        return classes.ties, move_cost, unit
-    lacking = classes.permille.max(initial=0) - classes.permille
-    return lacking * unit + classes.ties, move_cost, unit
+        return classes.ties
+    lacking: Integers = int(classes.permille.max(initial=0)) - classes.permille
+    return lacking * unit + classes.ties
 
 
-def _stays(classes: Classes, policy: MatchingPolicy) -> list[tuple[int, int, int, int]]:
-    """Job class, GPU class, placed jobs and what moving one of them costs in permille."""
-    return [
-        (number, at, count, cost)
+def _stays(classes: Classes, policy: MatchingPolicy, unit: int) -> list[tuple[int, int, int, int]]:
+    """Job class, GPU class, placed jobs, and what moving one of them costs: more than what only breaks ties."""
+    counts = Counter(
+        (number, at, policy.move_permille(job))
         for number, job_class in enumerate(classes.jobs)
         for at, placed in job_class.placed.items()
-        for saves, cost in ((True, policy.migration_cost_permille), (False, policy.migration_cost_unsaved_permille))
-        if (count := sum(job.saves is saves for job in placed))
-    ]
+        for job in placed
+    )
+    return [(number, at, count, permille * unit + TIE_STEPS) for (number, at, permille), count in counts.items()]

@@ -57,7 +57,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 def chains(classes: Classes, counts: Integers, policy: MatchingPolicy) -> tuple[list[Chain], int]:
     """Choose members for a plan; also sum the normalized throughput of placed jobs as they are, in thousandths."""
-    leaving = [_leaving(job_class, counts[number]) for number, job_class in enumerate(classes.jobs)]
+    leaving = [_leaving(job_class, counts[number], policy) for number, job_class in enumerate(classes.jobs)]
     occupant = {job.gpu: job.key for jobs in leaving for _, job in jobs}
     kept = {
         job.gpu for job_class in classes.jobs for jobs in job_class.placed.values() for job in jobs
@@ -71,12 +71,12 @@ def chains(classes: Classes, counts: Integers, policy: MatchingPolicy) -> tuple[
     return list(_chains(entries, classes, policy)), before
 
 
-def _leaving(job_class: JobClass, counts: Integers) -> list[tuple[int, PlacedJob]]:
+def _leaving(job_class: JobClass, counts: Integers, policy: MatchingPolicy) -> list[tuple[int, PlacedJob]]:
     """Choose who moves, with the GPU class that each leaves."""
     return [
         (at, job)
         for at, jobs in sorted(job_class.placed.items())
-        for job in sorted(jobs, key=lambda job: (job.saves, job.key))[int(counts[at]) :]
+        for job in sorted(jobs, key=lambda job: (-policy.move_permille(job), job.key))[int(counts[at]) :]
     ]
 
 
@@ -154,8 +154,7 @@ def _chain(
             after=in_the_way.placed[1].key if in_the_way is not None and in_the_way.placed is not None else None,
         )
         moves.append(move)
-        cost = policy.migration_cost_permille if job.saves else policy.migration_cost_unsaved_permille
-        gain_permille += move.target_permille - move.source_permille - cost
+        gain_permille += move.target_permille - move.source_permille - policy.move_permille(job)
     first = steps[0]
     if first.waiting is None:
         return Chain(moves=tuple(moves), gain_permille=gain_permille)

@@ -39,6 +39,10 @@ class MatchingPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     moves_max: Annotated[int, Meta(ge=0)] = 10
     """Running jobs that one solve moves at most."""
 
+    def move_permille(self, job: PlacedJob) -> int:
+        """Tell what moving a job costs, in thousandths of normalized throughput."""
+        return self.migration_cost_permille if job.saves else self.migration_cost_unsaved_permille
+
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs and GPUs at one moment."""
