@@ -13,6 +13,10 @@ C_ROOMS := $(patsubst %/Makefile,%,$(wildcard xcuda-preload/Makefile libs/*/Make
 ROOM_TESTS := $(sort $(patsubst %/,%,$(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py xcuda-preload/tests/*.py))))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+MATCHING ?= predicted
+PREDICTION ?= on
+DYNAMIC_SM ?= on
+RUN_ARGS ?=
 
 # Prints the first python that is new enough and can make a virtual environment. Running each
 # one matters: a name on the PATH may be a shim that leads nowhere.
@@ -37,6 +41,7 @@ help: ## show this list
 		| sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
 		| while IFS=$$'\t' read -r target text; do printf '  make %-16s  %s\n' "$$target" "$$text"; done
 	@echo
+	@echo '  Leave a part out of a run: make run MATCHING=random, PREDICTION=off, DYNAMIC_SM=off'
 	@echo '  More for the test runner: make test PYTEST_ARGS="-k lease -x"'
 
 .PHONY: setup
@@ -66,6 +71,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 .PHONY: python
 python:
 	@$(FIND_PYTHON)
+
+.PHONY: run
+run: setup ## see the whole system at work, in three minutes: figures in out/run.json, plots in out/run.html
+	@$(BIN)/python examples/run --matching $(MATCHING) --prediction $(PREDICTION) --dynamic-sm $(DYNAMIC_SM) $(RUN_ARGS)
 
 .PHONY: test
 test: setup ## run the tests, on two workers
