@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from muxflow_decisions.matching import Need, Offer, OpenGpu, Problem, WaitingJob, flow
-from muxflow_decisions.matching.certificate import CertificateError, Integers, Network, certify, verify
+from muxflow_decisions.matching import CertificateError, Need, Offer, OpenGpu, Problem, WaitingJob, flow
+from muxflow_decisions.matching.certificate import Integers, Network, certify, verify
 from muxflow_decisions.matching.classes import Classes, classify
 from muxflow_decisions.matching.optimizer import optimize
 from muxflow_decisions.matching.participants import participants

@@ -9,11 +9,20 @@ from collections.abc import Iterable, Sequence
 
 from muxflow_decisions.matching.devices import Closed, closed
 from muxflow_decisions.matching.model import FreeGpu, JobKey, Need, Offer, OpenGpu, PlacedJob, WaitingJob, fits
-from muxflow_decisions.matching.problem import Matching, MatchingPolicy, Move, Problem, Summary, Weights
+from muxflow_decisions.matching.problem import (
+    CertificateError,
+    Matching,
+    MatchingPolicy,
+    Move,
+    Problem,
+    Summary,
+    Weights,
+)
 from muxflow_decisions.matching.speeds import Measured, Speed, Speeds, Spot, measured_of, spot_of
 from muxflow_decisions.matching.waiting import FleetGpu, FleetView, why_waiting
 
 __all__ = [
+    "CertificateError",
     "Closed",
     "FleetGpu",
     "FleetView",

@@ -16,14 +16,12 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from muxflow_decisions.matching.problem import CertificateError
+
 Integers = NDArray[np.int64]
 
 _LARGEST: Final = 2**61
 """Potentials and reduced costs stay below it, and so within 64 bits."""
-
-
-class CertificateError(ArithmeticError):
-    """A flow is not feasible, or not proved to be optimal."""
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):

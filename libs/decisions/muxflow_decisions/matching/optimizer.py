@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from ortools.graph.python import min_cost_flow
 
-from muxflow_decisions.matching.certificate import CertificateError, Integers, Network
+from muxflow_decisions.matching.certificate import Integers, Network
+from muxflow_decisions.matching.problem import CertificateError
 
 
 def optimize(network: Network) -> Integers:

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from muxflow_decisions.matching.certificate import CertificateError, Integers
+from muxflow_decisions.matching.certificate import Integers
 from muxflow_decisions.matching.classes import Classes
+from muxflow_decisions.matching.problem import CertificateError
 from muxflow_decisions.matching.room import Room
 
 

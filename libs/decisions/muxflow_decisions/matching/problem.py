@@ -13,6 +13,10 @@ from muxflow_decisions.matching.model import JobKey, OpenGpu, PlacedJob, Waiting
 from muxflow_decisions.matching.speeds import Speeds
 
 
+class CertificateError(ArithmeticError):
+    """A matching is not feasible, or not proved to be the best."""
+
+
 class Weights(enum.StrEnum):
     """By what pairs are chosen, once it is settled which jobs get a GPU."""
 
