@@ -30,17 +30,18 @@ def run(example: str, state_dir: Path) -> subprocess.CompletedProcess[str]:
 def left_behind(state_dir: Path, port: int) -> None:
     """Write what an earlier `muxflow up` leaves: the address of a server, and a tenant's credentials."""
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
-    (state_dir / "user.nk").write_bytes(seed)
-    (state_dir / "operator.nk").write_bytes(seed)
+    for role in ("user", "operator", "observer"):
+        (state_dir / f"{role}.nk").write_bytes(seed)
     credentials = [
         {"role": "user", "bound_to": "default", "path": "user.nk", "inbox_prefix": "_INBOX.user"},
         {"role": "operator", "bound_to": None, "path": "operator.nk", "inbox_prefix": "_INBOX.operator"},
+        {"role": "observer", "bound_to": None, "path": "observer.nk", "inbox_prefix": "_INBOX.observer"},
     ]
     file = {"server": f"nats://127.0.0.1:{port}", "node": "vm", "credentials": credentials}
     (state_dir / "connection.json").write_text(json.dumps(file))
 
 
-@pytest.mark.parametrize("example", ["submit.py", "plain_nats.py"])
+@pytest.mark.parametrize("example", ["submit.py", "plain_nats.py", "alerts.py"])
 @pytest.mark.parametrize("was_up", [False, True], ids=["never up", "no longer up"])
 def test_without_a_server_an_example_ends_with_a_line_that_says_so(example: str, was_up: bool, tmp_path: Path) -> None:
     with socket.socket() as nobody:
