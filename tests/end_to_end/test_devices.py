@@ -78,7 +78,7 @@ def cancel(machine: Machine, job: str) -> None:
 def test_simulated_gpus_are_found_watched_and_take_jobs(machine: Machine) -> None:
     assert machine.ready["watched"]
     assert set(machine.ready["pids"]) == {
-        *("server", "mps-0", "mps-1", "scheduler", "monitor", "evictor", "executor"),
+        *("server", "mps-0", "mps-1", "scheduler", "profiler", "predictor", "monitor", "evictor", "executor"),
     }
     wait_until(lambda: all_healthy(machine), "both GPUs are healthy")
     submit(machine, "hello", kind="A100", command="echo $CUDA_VISIBLE_DEVICES")

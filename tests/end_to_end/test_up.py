@@ -543,7 +543,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         (
             ("--gpu", "T4:1GiB", "--set", "foo.bar=1"),
             1,
-            "known are bus, evictor, executor, http, lease, log, monitor, scheduler, tenants",
+            "known are bus, evictor, executor, http, lease, log, monitor, predictor, profiler, scheduler, tenants",
         ),
         (("--gpu", "T4:1GiB", "--set", "scheduler.retries=2"), 1, "scheduler does not start: "),
     ],

@@ -12,6 +12,7 @@ from muxflow.client.dead_letters import DeadEntry
 from muxflow.client.errors import AlreadyEnded, ClientError, NoAnswer, NotAllowed, NotConnected, NotFound, Rejected
 from muxflow.client.event_feed import Received
 from muxflow.client.handle import JobHandle, Outcome
+from muxflow.client.profiles import Profiles
 
 __all__ = [
     "AlreadyEnded",
@@ -24,6 +25,7 @@ __all__ = [
     "NotConnected",
     "NotFound",
     "Outcome",
+    "Profiles",
     "Received",
     "Rejected",
 ]

@@ -19,12 +19,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from muxflow.bus import Bus, Disconnected, Forbidden, Message, NoResponders, QueryError, RequestTimeout
-from muxflow.client import dead_letters, devices, event_feed
+from muxflow.client import dead_letters, devices, event_feed, profiles
 from muxflow.client.dead_letters import DeadEntry
 from muxflow.client.errors import AlreadyEnded, ClientError, NoAnswer, NotAllowed, NotConnected, NotFound
 from muxflow.client.event_feed import Received
 from muxflow.client.handle import JobHandle
 from muxflow.client.job_output import OutputReader
+from muxflow.client.profiles import Profiles
 from muxflow.contracts import (
     ALL_TENANTS,
     DeviceRequest,
@@ -58,6 +59,7 @@ from muxflow.contracts.catalogue import (
     JOBS_FINISHED,
     JOBS_REJECTED,
     JOBS_SUBMIT,
+    PROFILES_OFFLINE,
     QUERY_DEVICES,
     QUERY_JOB,
     QUERY_JOBS,
@@ -286,6 +288,11 @@ class Client:
     def alerts(self, *, since_s: float | None = None, follow: bool = True) -> AsyncIterator[Received]:
         """Read alerts, oldest first; see `events`. For operators and observers."""
         return self.events("alerts", since_s=since_s, follow=follow)
+
+    async def profiles(self) -> Profiles:
+        """List what was measured: jobs alone, services, jobs beside services. For operators and observers."""
+        self._check(PROFILES_OFFLINE, PROFILES_OFFLINE.readers)
+        return await profiles.read_all(self.bus)
 
     # Dead letters
 

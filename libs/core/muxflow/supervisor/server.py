@@ -21,6 +21,7 @@ from muxflow.discovery import Credentials
 from muxflow.settings import LeaseSettings
 from muxflow.supervisor import loopback_http
 from muxflow.supervisor.processes import Program, Readiness
+from muxflow.supervisor.services import SERVICES
 from muxflow.supervisor.state import StateDirectory, write_private
 from muxflow.supervisor.storage import Storage
 
@@ -36,7 +37,8 @@ def prepare(
     Raises OSError when a file cannot be written, ValueError for a file of credentials that holds none.
     """
     principals = (
-        *(Principal(role=role) for role in (Role.PROVISIONER, Role.SCHEDULER, Role.OPERATOR, Role.OBSERVER)),
+        *(Principal(role=role) for role in (Role.PROVISIONER, Role.OPERATOR, Role.OBSERVER)),
+        *(Principal(role=entry.role) for entry in SERVICES if entry.role is not Role.NODE),
         Principal(role=Role.NODE, bound_to=node),
         *(Principal(role=Role.USER, bound_to=tenant) for tenant in tenants),
     )

@@ -30,6 +30,8 @@ class ServiceEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 SERVICES: Final = (
     ServiceEntry(name="scheduler", module="muxflow_scheduler", role=Role.SCHEDULER),
+    ServiceEntry(name="profiler", module="muxflow_profiler", role=Role.PROFILER, watches=True),
+    ServiceEntry(name="predictor", module="muxflow_predictor", role=Role.PREDICTOR, watches=True),
     ServiceEntry(
         name="monitor",
         module="muxflow_monitor",
