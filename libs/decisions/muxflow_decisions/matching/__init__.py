@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from muxflow_decisions.matching.devices import Closed, closed
 from muxflow_decisions.matching.model import FreeGpu, JobKey, Need, Offer, OpenGpu, PlacedJob, WaitingJob, fits
+from muxflow_decisions.matching.options import Option, options
 from muxflow_decisions.matching.problem import (
     CertificateError,
     Matching,
@@ -35,6 +36,7 @@ __all__ = [
     "Need",
     "Offer",
     "OpenGpu",
+    "Option",
     "PlacedJob",
     "Problem",
     "Speed",
@@ -47,6 +49,7 @@ __all__ = [
     "fits",
     "match",
     "measured_of",
+    "options",
     "spot_of",
     "why_waiting",
 ]

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from muxflow.contracts.event import Permille
 from muxflow_decisions.matching.model import JobKey, OpenGpu, PlacedJob, WaitingJob
-from muxflow_decisions.matching.speeds import Speeds
+from muxflow_decisions.matching.speeds import Speed, Speeds
 
 
 class CertificateError(ArithmeticError):
@@ -42,6 +42,10 @@ class MatchingPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The same for a job that declares no checkpoint, and begins anew when it moves."""
     moves_max: Annotated[int, Meta(ge=0)] = 10
     """Running jobs that one solve moves at most."""
+
+    def safe(self, speed: Speed | None) -> bool:
+        """Tell whether a job may be placed where this is predicted for it; None: nothing is."""
+        return speed is None or self.weights is Weights.MEMORY or speed.fits_permille >= self.fits_threshold_permille
 
     def move_permille(self, job: PlacedJob) -> int:
         """Tell what moving a job costs, in thousandths of normalized throughput."""
