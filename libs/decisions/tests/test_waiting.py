@@ -126,8 +126,8 @@ BACK_OFF = WaitingJob(
             (gpu(busy=True), gpu("node-b", reserved_for=("default", "moves")), gpu("node-c", closed=UNHEALTHY)),
             1,
             (
-                "3 GPUs fit; 1 is busy, 1 is reserved for default/moves, 1 is unhealthy: online activity 62% is above 60%; "
-                "1 job is ahead in the queue"
+                "3 GPUs fit; 1 is busy, 1 is reserved for default/moves, 1 is unhealthy: online activity 62% is above "
+                "60%; 1 job is ahead in the queue"
             ),
         ),
         (
@@ -198,8 +198,8 @@ def predicted(**fits_permille: int) -> Speeds:
             (gpu(offer=SEARCH), gpu("node-b", CHAT, busy=True)),
             predicted(search=310, chat=950),
             (
-                "the only GPU that fits is busy; 1 other is free, but it is predicted not to fit beside search-ranking on "
-                "A100 (fits 31%); it is next in the queue"
+                "the only GPU that fits is busy; 1 other is free, but it is predicted not to fit beside search-ranking "
+                "on A100 (fits 31%); it is next in the queue"
             ),
         ),
         (
