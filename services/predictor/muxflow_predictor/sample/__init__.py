@@ -1,0 +1,1 @@
+"""Measuring pairs on simulated GPUs: where the measurements that MuxFlow ships come from."""
