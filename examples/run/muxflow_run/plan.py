@@ -12,7 +12,7 @@ from muxflow.supervisor import hardware
 
 WORKLOADS: Final = Path(__file__).resolve().parents[2] / "workloads"
 GIB: Final = 2**30
-WINDOW_S: Final = 25.0
+WINDOW_S: Final = 20.0
 """Length of the measured part of each phase, unless told otherwise: four of them, and what lies between, stay below
 three minutes."""
 TIME_SCALE: Final = 24.0
@@ -110,10 +110,10 @@ SERVICES: Final = (SEARCH, CHAT, VISION)
 KINDS: Final = ("T4", "A100", "A100", "H200")
 """The last one has no online service: jobs that nobody knows yet are measured there."""
 
-SMALL: Final = Size(name="small", memory_gib=1, batches=600)
-"""6 s alone; uses 40% of a T4's SMs, 7% of an A100's."""
-MEDIUM: Final = Size(name="medium", memory_gib=2, batches=1500)
-"""15 s alone, on all SMs of any GPU."""
+SMALL: Final = Size(name="small", memory_gib=1, batches=500)
+"""5 s alone; uses 40% of a T4's SMs, 7% of an A100's."""
+MEDIUM: Final = Size(name="medium", memory_gib=2, batches=1200)
+"""12 s alone, on all SMs of any GPU."""
 LARGE: Final = Size(name="large", memory_gib=8, batches=20_000, arguments=("--copy-mib", "256"))
 """Bound by memory bandwidth; minutes alone, so that work does not run out."""
 SIZES: Final = (SMALL, MEDIUM, LARGE)
@@ -151,7 +151,7 @@ def plan(kinds: tuple[str, ...], *, window_s: float, simulated: bool) -> Plan:
         gpus=fleet(kinds),
         jobs=queue(len(kinds), window_s),
         window_s=window_s,
-        warm_up_s=max(8.0, 1.4 * window_s),
+        warm_up_s=max(8.0, 1.6 * window_s),
         simulated=simulated,
     )
 
