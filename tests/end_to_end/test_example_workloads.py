@@ -123,6 +123,7 @@ def quiet(**fields: float) -> Any:
     return RATES.Model(**{"noise": 0.0, "bursts_per_day": 0.0, **fields})
 
 
+@settings(deadline=None)
 @given(MODELS, st.integers(1, 500), SEEDS)
 def test_rates_have_the_mean_that_is_asked_for(model: Any, seconds: int, seed: int) -> None:
     made = RATES.rates(model, seconds=seconds, seed=seed)
@@ -131,6 +132,7 @@ def test_rates_have_the_mean_that_is_asked_for(model: Any, seconds: int, seed: i
     assert sum(made) / seconds == pytest.approx(model.mean_per_s, abs=0.001)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 0.9), st.floats(1, 20), SEEDS)
 def test_without_noise_rates_are_within_the_day_and_its_bursts(depth: float, factor: float, seed: int) -> None:
     model = quiet(depth=depth, burst_factor=factor, bursts_per_day=20.0, mean_per_s=1000.0)
@@ -138,6 +140,7 @@ def test_without_noise_rates_are_within_the_day_and_its_bursts(depth: float, fac
     assert max(made) <= min(made) * (1 + depth) / (1 - depth) * factor + 0.1
 
 
+@settings(deadline=None)
 @given(st.floats(0.05, 0.9), st.integers(20, 400))
 def test_days_follow_each_other_and_have_most_requests_at_noon(depth: float, day_s: int) -> None:
     made = RATES.rates(quiet(depth=depth, day_s=float(day_s), mean_per_s=1e5), seconds=2 * day_s, seed=1)
@@ -146,7 +149,7 @@ def test_days_follow_each_other_and_have_most_requests_at_noon(depth: float, day
     assert made[0] == min(made)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.floats(2, 10), SEEDS)
 def test_bursts_last_as_long_as_they_are_told_to_on_average(factor: float, seed: int) -> None:
     model = quiet(depth=0.0, bursts_per_day=60.0, burst_factor=factor, burst_s=8.0)
@@ -157,7 +160,7 @@ def test_bursts_last_as_long_as_they_are_told_to_on_average(factor: float, seed:
     assert max(made) / lowest == pytest.approx(factor, rel=0.01)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.floats(0.05, 0.5), st.floats(0, 10), SEEDS)
 def test_noise_is_as_wide_as_it_is_told_to_be(noise: float, noise_s: float, seed: int) -> None:
     made = RATES.rates(quiet(depth=0.0, noise=noise, noise_s=noise_s, mean_per_s=1e6), seconds=5000, seed=seed)
@@ -166,6 +169,7 @@ def test_noise_is_as_wide_as_it_is_told_to_be(noise: float, noise_s: float, seed
     assert math.sqrt(sum((each - mean) ** 2 for each in logs) / len(logs)) == pytest.approx(noise, rel=0.3)
 
 
+@settings(deadline=None)
 @given(MODELS, SEEDS)
 def test_a_seed_gives_the_same_rates_again_and_another_seed_others(model: Any, seed: int) -> None:
     made = RATES.rates(model, seconds=50, seed=seed)
@@ -190,6 +194,7 @@ def test_nonsense_is_refused_by_the_option_that_says_it(option: str) -> None:
 # Arrivals
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=20), st.floats(0.1, 10), st.floats(0.5, 10), SEEDS)
 def test_requests_come_in_order_within_the_time_and_none_at_a_rate_of_nothing(
     rates_per_s: list[float], seconds: float, time_scale: float, seed: int
@@ -201,6 +206,7 @@ def test_requests_come_in_order_within_the_time_and_none_at_a_rate_of_nothing(
     assert all(any(rates_per_s[(number + near) % len(rates_per_s)] > 0 for near in (0, 1)) for number in numbers)
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 20), SEEDS)
 def test_as_many_requests_come_as_the_rates_say_however_fast_they_pass(time_scale: float, seed: int) -> None:
     times_s = list(ONLINE.arrivals([50.0, 150.0], seconds=50, seed=seed, time_scale=time_scale))

@@ -86,13 +86,14 @@ def node_client(place: Path) -> Path:
             unavailable(f"there is no {program}")
     client = place / NODE_CLIENT
     install = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--prefer-offline"]
+    install += ["--fetch-retries=2", "--fetch-retry-mintimeout=1000"]  # one that has no network is to find out soon
     try:
         done = subprocess.run(install, cwd=client, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     except subprocess.TimeoutExpired:
         unavailable("npm does not come to an end")
     else:
         if done.returncode != 0:
-            unavailable(f"npm cannot install what the client needs: {done.stderr.strip().splitlines()[-1:]}")
+            unavailable(f"npm cannot install what the client needs: {done.stderr.partition(chr(10))[0]}")
     return client
 
 
