@@ -146,9 +146,17 @@ class ScriptedNode:
         )
         await self.bus.publish(DEVICES_STATE, event, node=NODE, gpu=gpu)
 
-    async def serves(self, gpu: str, workload: str, activity_peak_pct: float | None) -> None:
+    async def serves(
+        self, gpu: str, workload: str, activity_peak_pct: float | None, *, uncovered_peak_pct: float | None = None
+    ) -> None:
         """Tell of the online side of one GPU."""
-        event = OnlineState(node=NODE, gpu=gpu, workload=workload, activity_peak_pct=activity_peak_pct)
+        event = OnlineState(
+            node=NODE,
+            gpu=gpu,
+            workload=workload,
+            activity_peak_pct=activity_peak_pct,
+            uncovered_peak_pct=uncovered_peak_pct,
+        )
         await self.bus.publish(ONLINE_STATE, event, node=NODE, gpu=gpu)
 
     async def evicts(self, gpu: str, slot: Slot) -> None:

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from muxflow_decisions.device import (
     online_activity_pct,
     validate,
 )
-from muxflow_decisions.device.budget import BudgetMemory, apply, freeze, online_share_pct, window_us
+from muxflow_decisions.device.budget import BudgetMemory, apply, freeze, largest_permille, online_share_pct, window_us
 
 SECOND = 1_000_000_000
 TICK = SECOND // 10
@@ -42,7 +43,7 @@ def settled(activity: float | None = 0.0, seconds: float = 20.0, **changes: Any)
     """Give the law's state after it has seen the same for a long time."""
     memory = freeze(BudgetMemory(), now_ns=0)
     for tick in range(1, int(seconds * 10) + 1):
-        memory = apply(memory, sample(tick * TICK, activity, **changes), cap_permille=LARGEST, policy=POLICY)
+        memory = apply(memory, sample(tick * TICK, activity, **changes), cap_permille=1000, policy=POLICY)
     return memory
 
 
@@ -107,6 +108,26 @@ def test_the_window_follows_the_budget_between_its_bounds() -> None:
     assert window_us(460, POLICY) == (POLICY.window_min_us + POLICY.window_max_us) // 2
 
 
+def test_beside_the_beacon_the_budget_is_the_largest_whatever_activity_is() -> None:
+    for activity in (0.0, 30.0, 100.0, None):
+        memory = settled(activity, online_beacons=True)
+        assert memory.budget_permille == POLICY.beacon_budget_permille
+        assert window_us(memory.budget_permille, POLICY, beacons=memory.beacons) == POLICY.window_min_us
+
+
+def test_a_process_without_the_beacon_takes_the_budget_back_at_once() -> None:
+    memory = settled(60.0, online_beacons=True)
+    now_ns = memory.at_ns or 0
+    for carried in (False, None):
+        after = apply(memory, sample(now_ns + TICK, 60.0, online_beacons=carried), cap_permille=LARGEST, policy=POLICY)
+        assert after.budget_permille == pytest.approx(330, abs=POLICY.budget_band_permille)
+        assert not after.beacons
+
+
+def test_a_latency_above_the_aim_trims_the_budget_beside_the_beacon_too() -> None:
+    assert settled(10.0, seconds=5.0, slo_ratio=1.0, online_beacons=True).budget_permille < 800
+
+
 # --- whatever is read
 
 percents = st.floats(0, 100)
@@ -119,25 +140,39 @@ memories = st.builds(
     held_down=st.booleans(),
     at_ns=instants,
     known_ns=instants,
+    beacons=st.booleans(),
 )
-caps = st.integers(100, LARGEST)
+caps = st.integers(100, 1000)
 samples = st.builds(
     sample,
     now_ns=st.integers(0, 3 * SECOND),
     activity=st.none() | percents,
     slo_ratio=st.none() | st.floats(0, 3),
     inflation_permille=inflations,
+    online_beacons=st.none() | st.booleans(),
 )
 
 
 @given(memories, samples, caps)
 def test_the_budget_stays_within_its_bounds(memory: BudgetMemory, readings: Readings, cap: int) -> None:
     after = apply(memory, readings, cap_permille=cap, policy=POLICY)
-    assert 0 <= after.budget_permille <= cap
+    assert 0 <= after.budget_permille <= min(cap, largest_permille(readings, POLICY))
+    assert after.beacons == (readings.online_beacons is True)
     assert 0.0 <= after.trim <= 1.0
     risen = after.budget_permille - memory.budget_permille
     assert risen <= POLICY.budget_rise_permille_per_s
-    assert POLICY.window_min_us <= window_us(after.budget_permille, POLICY) <= POLICY.window_max_us
+    window = window_us(after.budget_permille, POLICY, beacons=after.beacons)
+    assert POLICY.window_min_us <= window <= POLICY.window_max_us
+
+
+@given(memories, samples, caps)
+def test_carrying_the_beacon_never_gives_a_smaller_budget(memory: BudgetMemory, readings: Readings, cap: int) -> None:
+    memory, readings = replace(memory, trim=1.0), replace(readings, slo_ratio=None)
+    without, carried = (
+        apply(memory, replace(readings, online_beacons=each), cap_permille=cap, policy=POLICY).budget_permille
+        for each in (False, True)
+    )
+    assert carried >= without
 
 
 @given(memories, samples, st.tuples(percents, percents), caps)
@@ -219,12 +254,15 @@ class Plant:
         attribute: Callable[[float, float], float | None] | None = None,
         base_ratio: float | None = None,
         coupling: float = 0.0,
+        beacons: bool = False,
         seed: int = 1,
         policy: DevicePolicy = POLICY,
     ) -> None:
+        """`beacons`: offline work keeps clear of online work by itself."""
         self._load = load
+        self._beacons = beacons
         self._period_s = period_s
-        self._attribute = attribute or _attributed
+        self._attribute = attribute or partial(_attributed, apart=beacons)
         self._base_ratio, self._coupling = base_ratio, coupling
         self._noise = random.Random(seed)
         self._policy = policy
@@ -246,12 +284,14 @@ class Plant:
             if step % steps_per_look == 0:
                 error = self._noise.uniform(0.97, 1.03)
             offline = min(gate.budget_permille / 1000 * error, 1.0) if gate.state is GateState.OPEN else 0.0
+            if self._beacons:
+                offline = min(offline, 1 - online)
             ratio = (self._base_ratio or 0.0) + self._coupling * offline
-            self._period.append((1 - (1 - online) * (1 - offline), offline))
+            used = online + offline if self._beacons else 1 - (1 - online) * (1 - offline)
+            self._period.append((used, offline))
             self._latency.append(ratio)
             if len(self._period) == steps_per_period:
-                means = (sum(column) / steps_per_period for column in zip(*self._period, strict=True))
-                used, taken = means
+                used, taken = (sum(column) / steps_per_period for column in zip(*self._period, strict=True))
                 self._meter = (round(100 * used), 100 * taken)
                 self._period.clear()
             if self._base_ratio is not None and step % round(1.0 / self.STEP_S) == 0 and step:
@@ -270,6 +310,7 @@ class Plant:
             offline_busy_permille=round(10 * min(offline_pct, 100)),
             online_present=True,
             online_activity_pct=self._attribute(device_pct, offline_pct),
+            online_beacons=self._beacons or None,
             memory_used_bytes=1,
             memory_total_bytes=2**34,
             slo_ratio=self._reported,
@@ -282,8 +323,8 @@ class Plant:
         validate(self._memory, self._policy)
 
 
-def _attributed(device_pct: float, offline_pct: float) -> float | None:
-    return online_activity_pct(device_pct=device_pct, offline_pct=offline_pct)
+def _attributed(device_pct: float, offline_pct: float, *, apart: bool) -> float | None:
+    return online_activity_pct(device_pct=device_pct, offline_pct=offline_pct, apart=apart)
 
 
 def burst(begin_s: float, end_s: float, height: float, rest: float = 0.0) -> Callable[[float], float]:
@@ -351,6 +392,18 @@ def test_a_saturating_job_beside_short_requests_gets_most_of_the_idle_time() -> 
     assert all(point.state in (DeviceCondition.HEALTHY, DeviceCondition.UNHEALTHY) for point in points)
     reached = sum(point.offline for point in points) / sum(1 - point.online for point in points)
     assert reached >= 0.6
+
+
+@pytest.mark.parametrize("height", [0.3, 0.5, 0.65])
+def test_beside_the_beacon_a_burst_costs_its_own_time_and_no_more(height: float) -> None:
+    points = between(Plant(burst(8.0, 12.0, height), period_s=0.5, beacons=True).run(20.0), 2.0, 20.0)
+    assert {point.state for point in points} == {DeviceCondition.HEALTHY}
+    assert sum(point.offline for point in points) / sum(1 - point.online for point in points) >= 0.95
+
+
+def test_beside_the_beacon_a_burst_that_needs_the_device_freezes_it_all_the_same() -> None:
+    points = Plant(burst(8.0, 12.0, 1.0), beacons=True).run(14.0)
+    assert DeviceCondition.OVERLIMIT in {point.state for point in between(points, 10.0, 12.0)}
 
 
 def test_the_trim_holds_the_latency_at_its_aim_without_ever_missing_the_target() -> None:

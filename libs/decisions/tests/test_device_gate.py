@@ -100,3 +100,11 @@ def test_an_idle_online_side_reads_as_idle_whatever_the_rounding(offline: float,
 
 def test_offline_work_that_never_pauses_hides_the_online_side() -> None:
     assert online_activity_pct(device_pct=100, offline_pct=99) is None
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_nothing_hides_an_online_side_that_offline_work_keeps_clear_of(online: float, share: float) -> None:
+    offline = share * (1 - online)
+    found = online_activity_pct(device_pct=100 * (online + offline), offline_pct=100 * offline, apart=True)
+    assert found is not None
+    assert 100 * online - 1 - 1e-6 <= found <= 100 * online + 1e-6

@@ -14,6 +14,7 @@ from muxflow_device.attribution.online import OnlineMeter
 from muxflow_device.attribution.processes import Crowd, ProcessTable, Side
 from muxflow_device.nvml import Nvml
 from muxflow_device.pages import BeaconPage, BeaconView
+from muxflow_device.processes import lives, owner_of
 from muxflow_device.readings.look import GpuProcess, Look
 from muxflow_device.readings.reader import GpuReader
 from muxflow_device.rundir import RunDirectory
@@ -33,15 +34,26 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observer:
-    """The eyes of one GPU's thread. `slo_ratio` gives a workload's latency over its target."""
+    """The eyes of one GPU's thread. `slo_ratio` gives a workload's latency over its target; `beacon_obeyed`: offline
+    gates have a hold-off.
+    """
 
-    def __init__(self, nvml: Nvml, run: RunDirectory, uuid: str, *, slo_ratio: Callable[[str], float | None]) -> None:
+    def __init__(
+        self,
+        nvml: Nvml,
+        run: RunDirectory,
+        uuid: str,
+        *,
+        slo_ratio: Callable[[str], float | None],
+        beacon_obeyed: bool,
+    ) -> None:
         """Make and open what it looks at. Raises OSError, PageError."""
         directory = run.device(uuid)
         self._reader = GpuReader(nvml, uuid)
         self._jobs = OfflineJobs(run, uuid)
         BeaconPage.create(directory, uuid=uuid)
         self._beacon = BeaconPage(directory)
+        self._beacon_obeyed = beacon_obeyed
         self._slo_ratio = slo_ratio
         self._busy = BusyMeter()
         self._online = OnlineMeter()
@@ -65,7 +77,8 @@ class Observer:
         pids = tuple(pid for job in jobs for pid in job.pids)
         self._sort(look, pids)
         beacon = self._beacon.read()
-        activity_pct = self._online.estimate_pct(look, self._busy, self._crowd)
+        beacons = self._all_carry(beacon)
+        activity_pct = self._online.estimate_pct(look, self._busy, self._crowd, apart=beacons is True)
         readings = Readings(
             now_ns=look.time_ns,
             utilization_pct=look.utilization.pct if look.utilization else None,
@@ -85,6 +98,7 @@ class Observer:
             online_present=self._online_present(beacon),
             online_activity_pct=activity_pct,
             online_last_launch_age_us=_age_us(look, beacon),
+            online_beacons=beacons,
             slo_ratio=self._slo_ratio(self._workload.name) if self._workload is not None else None,
         )
         return Sight(readings=readings, crowd=self._crowd, shared=look.shared, jobs=jobs)
@@ -122,6 +136,19 @@ class Observer:
         if self._crowd.on(Side.ONLINE, Side.UNKNOWN):
             return True
         return False if self._crowd.complete else None
+
+    def _all_carry(self, beacon: BeaconView) -> bool | None:
+        """Whether each online process tells of its launches. One that has told of none may make them past us."""
+        if self._crowd is None or not self._crowd.complete:
+            return None
+        online = {process.pid for process in self._crowd.others}
+        silent = online - beacon.pids
+        return self._beacon_obeyed and bool(online) and not any(_runs(pid) for pid in silent)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is still there: the driver lists those that have ended for a moment more."""
+    return lives(owner_of(pid))
 
 
 def _age_us(look: Look, beacon: BeaconView) -> int | None:

@@ -53,8 +53,13 @@ class OnlineStates:
             latency_target_ms=workload.latency_target_ms if workload is not None and name == workload.name else None,
             pids=tuple(process.pid for process in processes)[:_PIDS_MAX],
             since_ns=before.since_ns if before is not None and same else time.time_ns(),
-            activity_peak_pct=round(view.peak_pct, 1) if view.peak_pct is not None else None,
+            activity_peak_pct=_rounded(view.peak_pct),
+            uncovered_peak_pct=_rounded(view.uncovered_peak_pct),
         )
+
+
+def _rounded(pct: float | None) -> float | None:
+    return round(pct, 1) if pct is not None else None
 
 
 def _who(workload: Workload | None, view: View) -> tuple[str | None, tuple[Process, ...]]:
@@ -72,7 +77,11 @@ def _is_news(before: _Told, state: OnlineState, now_ns: int) -> bool:
     told = before.state
     if (told.workload, told.latency_target_ms, told.pids) != (state.workload, state.latency_target_ms, state.pids):
         return True
-    if (told.activity_peak_pct is None) != (state.activity_peak_pct is None):
+    peaks = (
+        (told.activity_peak_pct, state.activity_peak_pct),
+        (told.uncovered_peak_pct, state.uncovered_peak_pct),
+    )
+    if any((old is None) != (new is None) for old, new in peaks):
         return True
-    moved_pct = abs((state.activity_peak_pct or 0.0) - (told.activity_peak_pct or 0.0))
+    moved_pct = max(abs((new or 0.0) - (old or 0.0)) for old, new in peaks)
     return moved_pct >= _PEAK_STEP_PCT and now_ns - before.peak_at_ns >= _PEAK_EVERY_NS

@@ -44,7 +44,8 @@ class MonitorSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stale_after_ms: Annotated[int, Meta(ge=100, le=60_000)] = 500
     """Without a look for this long, offline launches freeze. Five periods: a late look is common on a busy node."""
     beacon_holdoff_us: Annotated[int, Meta(ge=0, le=1_000_000)] = 500
-    """No offline launch within this time of an online one, where online processes run with the beacon."""
+    """No offline launch while an online process that carries the beacon is active, nor within this time of it; 0: the
+    beacon is not obeyed."""
     tell_again_s: Annotated[float, Meta(ge=1, le=43_200)] = 21_600
     """A device's state that lasts is told again after this, with the same epoch: the bus forgets what is a week old."""
     policy: DevicePolicy = DevicePolicy()

@@ -74,6 +74,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts on the GPU."""
     peak_pct: float | None = None
     """Of the online activity of the last ten minutes."""
+    uncovered_peak_pct: float | None = None
+    """The same of the time in which not every online process carried the beacon."""
     time_ns: int = 0
     """When the sample was taken, by CLOCK_MONOTONIC; 0: there is none yet."""
 
@@ -132,6 +134,7 @@ class DeviceWatch:
         if self._memory.epoch < page.epoch:  # killed before its last change was kept: no number is given twice
             self._memory = msgspec.structs.replace(self._memory, epoch=page.epoch)
         self._peak = Peak()
+        self._uncovered = Peak()
         self._ended: deque[OfflineJob] = deque(maxlen=_ENDED_MAX)
         self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._away = False
@@ -233,6 +236,8 @@ class DeviceWatch:
         self._ended.extend(job for job in self.view.jobs if job.name not in there)
         if readings.online_activity_pct is not None:
             self._peak.take(readings.now_ns, readings.online_activity_pct)
+            uncovered_pct = 0.0 if readings.online_beacons else readings.online_activity_pct
+            self._uncovered.take(readings.now_ns, uncovered_pct)
         self._note_failures()
         if readings.throttle_reasons is not None:
             self._note_slowdown(readings.throttle_reasons)
@@ -271,6 +276,7 @@ class DeviceWatch:
             shared=sight.shared,
             jobs=sight.jobs,
             peak_pct=self._peak.pct,
+            uncovered_peak_pct=self._uncovered.pct,
             time_ns=sight.readings.now_ns,
         )
 
@@ -297,7 +303,12 @@ class DeviceWatch:
             self._away = True
             log.error("the GPU does not answer", gpu=self.gpu.uuid, reason=str(away))
             self._fault("lost" if lost else "nvml", str(away), contained=False if lost else None)
-            self.view = View(memory=self._memory, sample=blank(self.gpu.uuid, self._memory), peak_pct=self._peak.pct)
+            self.view = View(
+                memory=self._memory,
+                sample=blank(self.gpu.uuid, self._memory),
+                peak_pct=self._peak.pct,
+                uncovered_peak_pct=self._uncovered.pct,
+            )
             self._advance(Lost(message=str(away)))
         self._ask_again_ns = now_ns + _AGAIN_NS
         if away.trouble is Trouble.DRIVER or now_ns - self._renewed_ns > _RENEW_LOST_NS:

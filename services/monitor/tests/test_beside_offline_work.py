@@ -13,12 +13,12 @@ import pytest
 from cuda_program import CudaProgram
 from muxflow.contracts import Attempt, DeviceCondition
 from muxflow_decisions.device import Gate, GateState, JobPhase
-from muxflow_device import native
+from muxflow_device import beacon, native
 from muxflow_device.mps import MpsControl
 from muxflow_device.pages import DeviceReport, JobControlWriter, JobLimits, JobOrder, JobPage
 from muxflow_simgpu import SimulatedMachine
 from watched_node import WatchedNode, until
-from workloads import WORKLOADS
+from workloads import WORKLOADS, OnlineService
 
 MS_NS = 1_000_000
 MIB = 2**20
@@ -133,6 +133,52 @@ async def test_a_service_beside_a_saturating_job_shows_and_takes_the_budget_back
         service.do("launch", 60_000 * MS_NS, 80, 0)
         await until(lambda: (report(node, index).online_activity_permille or 0) > 300, "online activity")
         await until(lambda: node.look(index).gate.budget_permille < before // 2, "a small budget")
+
+
+def beacon_env(node: WatchedNode, index: int) -> dict[str, str]:
+    return {**client_env(node, index), **beacon.environment(node.run.path, node.uuids[index])}
+
+
+@BOTH
+async def test_a_service_with_the_beacon_leaves_the_budget_and_one_without_takes_it_back(
+    node: WatchedNode, jobs: list[OfflineJob], index: int
+) -> None:
+    with CudaProgram(beacon_env(node, index)) as service:
+        service.do("context")
+        service.do("launch", 20 * MS_NS, 80, 0)
+        await until(lambda: node.look(index).gate.budget_permille == 1000, "the largest budget")
+        assert node.look(index).gate.window_us == 500
+        jobs.append(OfflineJob(node, index))
+        await busy(node, index, at_least=500)
+        service.do("launch", 60_000 * MS_NS, 80, 0)
+        with CudaProgram(client_env(node, index)) as other:
+            other.do("context")
+            await until(lambda: node.look(index).gate.budget_permille < 800, "a small budget")
+
+
+@BOTH
+async def test_activity_beside_the_beacon_is_what_the_online_side_uses(
+    node: WatchedNode, jobs: list[OfflineJob], index: int
+) -> None:
+    """Requests of 3 ms, some 30% of the time; offline work has the rest."""
+    log, env = node.run.path / "online.jsonl", beacon_env(node, index)
+    service = OnlineService(log, env, rates_per_s=(100.0,), seconds=6.0, kernels=1, kernel_us=3000, blocks=4096)
+    try:
+        service.ready()
+        jobs.append(OfflineJob(node, index))
+        await busy(node, index, at_least=400)
+        seen: list[int] = []
+
+        def look() -> bool:
+            seen.append(report(node, index).online_activity_permille or 0)
+            return service.requests() != [] and len(seen) >= 100
+
+        await until(look, "looks while it serves")
+        assert report(node, index).condition is DeviceCondition.HEALTHY
+        assert node.look(index).gate.budget_permille == 1000
+        assert 150 <= sorted(seen)[len(seen) // 2] <= 500
+    finally:
+        service.kill()
 
 
 async def test_online_work_on_sms_that_offline_work_leaves_free_is_measured_in_sms(

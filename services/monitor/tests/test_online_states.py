@@ -16,12 +16,15 @@ def process(pid: int, side: Side, name: str = "python") -> Process:
     return Process(pid=pid, name=name, side=side, memory_bytes=None)
 
 
-def view(*processes: Process, peak_pct: float | None = None, listed: bool = True) -> View:
+def view(
+    *processes: Process, peak_pct: float | None = None, uncovered_peak_pct: float | None = None, listed: bool = True
+) -> View:
     return View(
         memory=DeviceMemory(),
         sample=GpuSample(gpu="GPU-a"),
         crowd=Crowd(processes) if listed else None,
         peak_pct=peak_pct,
+        uncovered_peak_pct=uncovered_peak_pct,
         time_ns=1,
     )
 
@@ -73,6 +76,14 @@ def test_a_peak_is_news_when_it_has_moved_by_five_points_and_ten_seconds_have_pa
     moved = states.changed("GPU-a", CHAT, view(peak_pct=60), now_ns=10 * SECOND_NS)
     assert moved is not None
     assert moved.activity_peak_pct == 60
+
+
+def test_a_peak_that_the_beacon_did_not_cover_is_news_too() -> None:
+    states = OnlineStates("n")
+    assert states.changed("GPU-a", CHAT, view(peak_pct=60, uncovered_peak_pct=0), now_ns=0) is not None
+    moved = states.changed("GPU-a", CHAT, view(peak_pct=60, uncovered_peak_pct=60), now_ns=10 * SECOND_NS)
+    assert moved is not None
+    assert (moved.activity_peak_pct, moved.uncovered_peak_pct) == (60, 60)
 
 
 def test_there_is_no_peak_before_the_first_reading() -> None:

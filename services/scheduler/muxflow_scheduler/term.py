@@ -23,6 +23,7 @@ from muxflow.contracts import (
     JobRecord,
     JobState,
     JobSubmit,
+    OnlineState,
     Placement,
     Purpose,
     RunEvent,
@@ -350,7 +351,7 @@ class Term:
             return None
         online = self.devices.online(key)
         return sm_share_pct(
-            forecast_peak_pct=online.activity_peak_pct if online else None,
+            forecast_peak_pct=_forecast_pct(online),
             sm_count=None,  # inventories do not tell
             policy=self.settings.scheduler.sm_share,
         )
@@ -426,3 +427,10 @@ def _left_to_the_next_term(
             raise Retry(str(error), delay_s=_GIVE_BACK_S) from error
 
     return handle
+
+
+def _forecast_pct(online: OnlineState | None) -> float | None:
+    """Tell how much of a GPU its online side will need without saying so in time."""
+    if online is None:
+        return None
+    return online.activity_peak_pct if online.uncovered_peak_pct is None else online.uncovered_peak_pct

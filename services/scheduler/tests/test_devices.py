@@ -130,6 +130,20 @@ async def test_operators_see_of_every_device_its_state_and_who_is_there(
     assert [each.budget_permille for each in nodes.nodes[0].gpus] == [800, 800]
 
 
+async def test_sms_are_left_free_for_activity_that_the_beacon_does_not_cover(
+    user: Bus, operator: Bus, watched: ScriptedNode
+) -> None:
+    one, other = watched.gpus
+    await watched.serves(one, "chat", 40.0, uncovered_peak_pct=0.0)
+    await watched.serves(other, "chat", 40.0, uncovered_peak_pct=20.0)
+    await watched.becomes(one, HEALTHY, "calm for 5 s")
+    await watched.becomes(other, UNHEALTHY, "online activity 62% is above 60%")
+    await submit(user, "x")
+    _, slot = await watched.slot("x")
+    found = await devices(operator)
+    assert (slot.sm_share_pct, found[other].next_sm_share_pct) == (90, 70)
+
+
 async def test_gpus_that_are_only_declared_have_no_state_and_take_work(
     user: Bus, operator: Bus, node: ScriptedNode
 ) -> None:

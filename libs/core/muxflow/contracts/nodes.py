@@ -63,5 +63,7 @@ class OnlineState(Event, frozen=True, kw_only=True):
     pids: tuple[Count, ...] = ()
     since_ns: TimeNs = 0
     activity_peak_pct: Percent | None = None
-    """Highest online activity of the last minutes, in percent: the forecast for SM shares until a profile says more.
-    Null when it is not known."""
+    """Highest online activity of the last minutes, in percent. Null when it is not known."""
+    uncovered_peak_pct: Percent | None = None
+    """The same of the time in which not every online process carried the beacon, for which offline jobs must leave SMs
+    free. Null: as `activity_peak_pct`."""

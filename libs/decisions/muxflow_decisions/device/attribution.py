@@ -12,6 +12,9 @@ time in which it could be seen. Of an SM activity the same holds with b times th
 Figures are rounded and not quite simultaneous, which the division magnifies. One quantum is taken off the difference
 first, so that an idle online side reads as 0 and a busy one a little low; and when less than `_SEEN_PCT` of the time
 shows anything, nothing is known. That is why the budget law never gives the whole device away.
+
+Where online processes carry the beacon, offline gates hold while they are active. Then both sides hardly ever run at
+once, u = b + d, and the plain difference is the online side's activity: nothing hides it.
 """
 
 from __future__ import annotations
@@ -23,14 +26,18 @@ QUANTUM_PCT: Final = 1.0
 _SEEN_PCT: Final = 2.0
 
 
-def online_activity_pct(*, device_pct: float, offline_pct: float, quantum_pct: float = QUANTUM_PCT) -> float | None:
-    """Estimate the online side's activity; None when offline work hides it.
+def online_activity_pct(
+    *, device_pct: float, offline_pct: float, quantum_pct: float = QUANTUM_PCT, apart: bool = False
+) -> float | None:
+    """Estimate the online side's activity; None when offline work hides it. `apart`: both sides keep clear of another.
 
-    Both arguments are 0 to 100 and cover the same period: a figure of the last second and one of the last tenth are
+    Both percentages are 0 to 100 and cover the same period: a figure of the last second and one of the last tenth are
     not comparable.
     """
+    alone_pct = device_pct - offline_pct - quantum_pct if offline_pct > 0 else device_pct
+    if apart:
+        return max(alone_pct, 0.0)
     seen_pct = 100.0 - offline_pct
     if seen_pct < _SEEN_PCT:
         return None
-    alone_pct = device_pct - offline_pct - quantum_pct if offline_pct > 0 else device_pct
     return min(max(100.0 * alone_pct / seen_pct, 0.0), 100.0)

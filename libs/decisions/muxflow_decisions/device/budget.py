@@ -11,6 +11,12 @@ NVML does: 1 − 1/inflation of the device is somebody else's. They are believed
 idle, since a job also slows itself down (clocks, its own streams). While activity is not known the budget stays as it
 was for a moment, unless the beacon tells of online launches, and is small after that.
 
+**Beside the beacon** (`online_beacons`) there is nothing to feed forward. Offline gates hold while an online process is
+active, within a fraction of a millisecond, so that only the time between its launches is left for offline work, and the
+budget need not leave it any: it is `beacon_budget_permille`, whatever activity is, known or not. So idle capacity is
+back as soon as a burst is over, not when the meters say so. A single process without the beacon, or none that anybody
+can see, and activity counts again, at once. The states act on activity in any case.
+
 **Trim.** Reports of the online services' latency depend on the budget, so here is a loop: the trim m, a factor between
 0 and 1 on the budget, follows dm/dt = g (aim − ratio). Near the aim, a change of the budget by its whole range moves
 the ratio by κ, T seconds late (half the report's window, half the time to the next one). An integrator with dead time
@@ -26,7 +32,8 @@ meter's own delay. What is wanted within `budget_band_permille` of what is there
 reach the gate; only the largest and the smallest budget are always reached.
 
 **The window** follows the budget linearly between its bounds: a small budget means that the online side is active, and
-then little may be queued in front of it.
+then little may be queued in front of it. Beside the beacon it is the smallest: a large budget does not mean there that
+no burst is near, and what is queued when one begins is all of offline work that it meets.
 """
 
 from __future__ import annotations
@@ -57,6 +64,8 @@ class BudgetMemory(msgspec.Struct, frozen=True, kw_only=True):
     """When the law was last applied; None: never."""
     known_ns: int | None = None
     """When the online side's activity was last known; None: never."""
+    beacons: bool = False
+    """Every online process carried the beacon at the last sample."""
 
 
 def apply(memory: BudgetMemory, readings: Readings, *, cap_permille: int, policy: DevicePolicy) -> BudgetMemory:
@@ -69,13 +78,15 @@ def apply(memory: BudgetMemory, readings: Readings, *, cap_permille: int, policy
         elapsed_s = min(max(readings.now_ns - memory.at_ns, 0) / _SECOND_NS, _LONGEST_STEP_S)
     trim = _trimmed(memory, readings.slo_ratio, elapsed_s, policy)
     wanted = _wanted_permille(memory, readings, trim, policy)
-    budget = _approached(memory.budget_permille, wanted, elapsed_s, cap_permille, policy)
+    cap = min(cap_permille, largest_permille(readings, policy))
+    budget = _approached(memory.budget_permille, wanted, elapsed_s, cap, policy)
     return BudgetMemory(
         budget_permille=budget,
         trim=trim,
         held_down=budget <= wanted - policy.budget_band_permille,
         at_ns=readings.now_ns,
         known_ns=memory.known_ns if online_share_pct(readings, policy) is None else readings.now_ns,
+        beacons=readings.online_beacons is True,
     )
 
 
@@ -89,8 +100,15 @@ def halve(memory: BudgetMemory) -> BudgetMemory:
     return replace(memory, trim=memory.trim / 2)
 
 
-def window_us(budget_permille: int, policy: DevicePolicy) -> int:
-    """Window that goes with a budget."""
+def largest_permille(readings: Readings, policy: DevicePolicy) -> int:
+    """Largest budget that the law gives."""
+    return policy.beacon_budget_permille if readings.online_beacons else policy.budget_max_permille
+
+
+def window_us(budget_permille: int, policy: DevicePolicy, *, beacons: bool = False) -> int:
+    """Window that goes with a budget. `beacons` as in `BudgetMemory`."""
+    if beacons:
+        return policy.window_min_us
     low, high = policy.budget_min_permille, policy.budget_max_permille
     share = min(max((budget_permille - low) / (high - low), 0.0), 1.0) if high > low else 0.0
     return policy.window_min_us + int(share * (policy.window_max_us - policy.window_min_us))
@@ -107,9 +125,11 @@ def online_share_pct(readings: Readings, policy: DevicePolicy) -> float | None:
 
 
 def _wanted_permille(memory: BudgetMemory, readings: Readings, trim: float, policy: DevicePolicy) -> int:
-    low, high = policy.budget_min_permille, policy.budget_max_permille
+    low, high = policy.budget_min_permille, largest_permille(readings, policy)
     share = online_share_pct(readings, policy)
-    if share is None:
+    if readings.online_beacons:
+        fed_forward = float(high)
+    elif share is None:
         if _hidden_for_a_moment(memory, readings, policy):
             return memory.budget_permille
         fed_forward = float(min(policy.unknown_budget_permille, high))
@@ -141,7 +161,7 @@ def _trimmed(memory: BudgetMemory, ratio: float | None, elapsed_s: float, policy
 
 def _approached(budget: int, wanted: int, elapsed_s: float, cap: int, policy: DevicePolicy) -> int:
     """Go from the budget that is given towards the one that is wanted, as far as cap and elapsed time allow."""
-    at_bound = wanted <= policy.budget_min_permille or wanted >= min(cap, policy.budget_max_permille)
+    at_bound = wanted <= policy.budget_min_permille or wanted >= cap
     if abs(wanted - budget) < policy.budget_band_permille and not at_bound and budget <= cap:
         return budget
     return min(wanted, cap, budget + int(policy.budget_rise_permille_per_s * elapsed_s))

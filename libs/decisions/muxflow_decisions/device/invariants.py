@@ -28,6 +28,7 @@ def validate(memory: DeviceMemory, policy: DevicePolicy) -> None:
 
 def _gate(memory: DeviceMemory, policy: DevicePolicy) -> Iterator[str]:
     state, budget = memory.gate.state, memory.gate.budget_permille
+    largest = policy.beacon_budget_permille if memory.budget.beacons else policy.budget_max_permille
     match memory.condition:
         case DeviceCondition.INIT:
             if state is not GateState.FROZEN:
@@ -37,11 +38,11 @@ def _gate(memory: DeviceMemory, policy: DevicePolicy) -> Iterator[str]:
                 yield "frozen where it is hard, and trickling where it is not"
         case DeviceCondition.UNHEALTHY:
             held_back = any(holding(memory.latches))
-            most = policy.unhealthy_budget_permille if held_back else policy.budget_max_permille
+            most = policy.unhealthy_budget_permille if held_back else largest
             if state is not GateState.OPEN or budget > most:
                 yield "a small budget while an unhealthy limit holds"
         case DeviceCondition.HEALTHY:
-            if state is not GateState.OPEN or budget > policy.budget_max_permille:
+            if state is not GateState.OPEN or budget > largest:
                 yield "open within the law while healthy"
     if memory.hard and memory.condition not in (DeviceCondition.OVERLIMIT, DeviceCondition.DISABLED):
         yield "hard where nothing is evicted"

@@ -234,7 +234,7 @@ def _apply_law(step: _Step, readings: Readings) -> None:
         step.learn(budget=budget.freeze(memory.budget, now_ns=readings.now_ns))
         return
     held_back = any(limits.holding(memory.latches))
-    cap = policy.unhealthy_budget_permille if held_back else policy.budget_max_permille
+    cap = policy.unhealthy_budget_permille if held_back else budget.largest_permille(readings, policy)
     step.learn(budget=budget.apply(memory.budget, readings, cap_permille=cap, policy=policy))
 
 
@@ -243,7 +243,8 @@ def gate_of(memory: DeviceMemory, policy: DevicePolicy) -> Gate:
     match memory.condition:
         case DeviceCondition.HEALTHY | DeviceCondition.UNHEALTHY:
             share = memory.budget.budget_permille
-            return Gate(state=GateState.OPEN, budget_permille=share, window_us=budget.window_us(share, policy))
+            window_us = budget.window_us(share, policy, beacons=memory.budget.beacons)
+            return Gate(state=GateState.OPEN, budget_permille=share, window_us=window_us)
         case DeviceCondition.OVERLIMIT | DeviceCondition.DISABLED if not memory.hard:
             trickle = policy.trickle_budget_permille
             return Gate(state=GateState.TRICKLE, budget_permille=trickle, window_us=policy.window_min_us)

@@ -93,6 +93,8 @@ class DevicePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # --- the budget law (`budget`)
     budget_max_permille: Permille = 900
     """Not the whole: what the online side does is seen best while nothing offline runs (see `attribution`)."""
+    beacon_budget_permille: Permille = 1000
+    """The largest where every online process carries the beacon: it shows what the online side does, and when."""
     budget_min_permille: Permille = 20
     """At full online activity; the machine freezes when that lasts."""
     activity_quiet_pct: Percent = 5.0
@@ -110,6 +112,7 @@ class DevicePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     window_max_us: WindowUs = 2000
     """Enough that the device never waits for launches; what a burst finds queued is at most this and one kernel."""
     window_min_us: WindowUs = 500
+    """Beside an online side that is active, and always beside the beacon, which stops what is not yet queued."""
 
     # --- what is left in the states that slow
     unhealthy_budget_permille: Permille = 100
@@ -146,6 +149,7 @@ _ORDERED = (
     ("memory_reserve_mib", "memory_clear_mib"),
     ("readmit_s", "readmit_longest_s"),
     ("budget_min_permille", "budget_max_permille"),
+    ("budget_max_permille", "beacon_budget_permille"),
     ("unhealthy_budget_permille", "budget_max_permille"),
     ("window_min_us", "window_max_us"),
 )

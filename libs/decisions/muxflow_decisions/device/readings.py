@@ -45,5 +45,8 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the device that the online side uses: see `attribution`."""
     online_last_launch_age_us: Count | None = None
     """Since the last launch by any online process, from the beacon; None without one."""
+    online_beacons: bool | None = None
+    """Whether every online process on the device carries the beacon and offline gates obey it; None when nobody can
+    tell who is there. Then offline work keeps clear of online launches by itself."""
     slo_ratio: Annotated[float, Meta(ge=0)] | None = None
     """Worst online latency relative to its target; 1: just met. None when no service has reported lately."""

@@ -10,7 +10,8 @@ interval:
   what `online_activity_pct` of the decisions finds in that, with *busy* weighted by the SMs that our kernels take when
   they run alone: the smallest SM activity per busy time of the last minute.
 - Where it does not, `online_activity_pct` of *device* and *busy*: what shows beside our work, scaled up by the time in
-  which it could show. Its error grows with that factor.
+  which it could show. Its error grows with that factor. Where all online processes carry the beacon there is none: our
+  work keeps clear of theirs.
 
 It is null when there is no meter, or when our work hides everything: that never means idle.
 """
@@ -62,8 +63,11 @@ class OnlineMeter:
     def __init__(self) -> None:
         self._weight = OfflineWeight()
 
-    def estimate_pct(self, look: Look, busy: BusyMeter, crowd: Crowd | None) -> float | None:
-        """Estimate in per cent. `crowd` is null where nobody can tell who is on the GPU."""
+    def estimate_pct(self, look: Look, busy: BusyMeter, crowd: Crowd | None, *, apart: bool = False) -> float | None:
+        """Estimate in per cent. `crowd` is null where nobody can tell who is on the GPU.
+
+        `apart`: all of the online side carries the beacon, which is obeyed.
+        """
         if crowd is not None and crowd.complete and not crowd.others:
             return 0.0
         if look.settling:
@@ -77,16 +81,18 @@ class OnlineMeter:
             self._weight.take(look.sm_activity, offline)
         if offline == 0:
             return device.pct
-        return self._beside(offline, device, direct_pct, weighted=look.sm_activity is not None)
+        return self._beside(offline, device, direct_pct, weighted=look.sm_activity is not None, apart=apart)
 
-    def _beside(self, offline: float, device: Share, direct_pct: float | None, *, weighted: bool) -> float | None:
+    def _beside(
+        self, offline: float, device: Share, direct_pct: float | None, *, weighted: bool, apart: bool
+    ) -> float | None:
         """Estimate what the online side does while offline work runs for this part of the time."""
         if direct_pct is None:
-            return online_activity_pct(device_pct=device.pct, offline_pct=100.0 * offline)
+            return online_activity_pct(device_pct=device.pct, offline_pct=100.0 * offline, apart=apart)
         if not weighted:
             return direct_pct
         taken_pct = 100.0 * offline * self._weight.value
-        shown_pct = online_activity_pct(device_pct=device.pct, offline_pct=taken_pct)
+        shown_pct = online_activity_pct(device_pct=device.pct, offline_pct=taken_pct, apart=apart)
         return direct_pct if shown_pct is None else min(direct_pct, shown_pct)
 
 

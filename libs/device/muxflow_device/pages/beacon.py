@@ -12,11 +12,10 @@ import msgspec
 from muxflow_device.pages.errors import PageError
 from muxflow_device.pages.file import check, create, open_for_reading
 from muxflow_device.pages.layout import PAGE_BYTES, PageKind, RawBeaconPage
-from muxflow_device.processes import lives
+from muxflow_device.processes import lives, pid_of
 from muxflow_device.rundir import DeviceDirectory
 
 _CLOSED: Final = -1
-_PID_MASK: Final = 0xFFFFFFFF
 _WRITABLE: Final = 0o666
 """Online services run as users that we do not know; all they could forge is that they are busy."""
 
@@ -25,7 +24,7 @@ class BeaconView(msgspec.Struct, frozen=True, kw_only=True):
     """What online processes say of themselves."""
 
     pids: frozenset[int] = frozenset()
-    """The live ones that use the beacon, by their own process ids."""
+    """The live ones that have told of a launch, by their own process ids."""
     launches: int = 0
     """Theirs, all told."""
     last_launch_monotonic_ns: int | None = None
@@ -67,7 +66,7 @@ class BeaconPage:
             self._last_ns = now_ns
         self._launches = launches
         return BeaconView(
-            pids=frozenset(owner & _PID_MASK for owner in launches),
+            pids=frozenset(pid_of(owner) for owner, count in launches.items() if count),
             launches=sum(launches.values()),
             last_launch_monotonic_ns=self._last_ns if any(launches.values()) else None,
         )
