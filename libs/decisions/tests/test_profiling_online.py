@@ -245,6 +245,9 @@ def test_what_does_not_matter_is_no_news() -> None:
     assert not online.is_news(before, profile(calm, 8 * MINUTE))
     assert online.is_news(None, before)
     assert online.is_news(before, profile(calm, 10 * MINUTE))  # another forecast
+    gone = profile(calm, 60 * MINUTE)
+    assert online.is_news(before, gone)
+    assert not online.is_news(gone, profile(calm, 120 * MINUTE))
     busy = fed((sample(8 * MINUTE + n * SECOND, 90.0) for n in range(60)), memory)
     assert online.is_news(before, profile(busy, 9 * MINUTE))
 

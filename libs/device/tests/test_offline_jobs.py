@@ -10,8 +10,9 @@ import pytest
 
 from muxflow.contracts import Attempt
 from muxflow_decisions.device import Gate, GateState, JobPhase
-from muxflow_device.attribution.jobs import OfflineJobs
-from muxflow_device.pages import JobControlWriter, JobLimits, JobOrder, JobPage
+from muxflow_device.attribution.jobs import OfflineJob, OfflineJobs, job_memory_bytes, memory_bytes
+from muxflow_device.attribution.processes import Crowd, Process, Side
+from muxflow_device.pages import JobControlWriter, JobLimits, JobOrder, JobPage, JobUsage, ProcessSlot
 from muxflow_device.rundir import JobDirectory, RunDirectory
 
 OURS, OTHER = "GPU-ours", "GPU-other"
@@ -84,6 +85,28 @@ def test_a_control_page_that_is_garbage_belongs_to_no_gpu(run: RunDirectory, job
     directory.control_page.write_bytes(b"x" * 4096)
     JobPage.create(directory, gpu=OURS)
     assert names(jobs) == []
+
+
+def slot(pid: int, memory_bytes: int) -> ProcessSlot:
+    counters = dict.fromkeys(("launches", "busy_ns", "throttled_ns", "frozen_ns", "refused_bytes", "inflight_ns"), 0)
+    return ProcessSlot(
+        pid=pid, owner=pid, inflight=0, drained=False, gate_epoch=0, memory_bytes=memory_bytes, **counters
+    )
+
+
+def test_a_jobs_memory_is_what_its_slots_say_or_nvml_if_that_is_more() -> None:
+    def job(*processes: ProcessSlot) -> OfflineJob:
+        usage = JobUsage(
+            processes=processes, ended=(), launches=0, busy_ns=0, throttled_ns=0, frozen_ns=0, refused_bytes=0
+        )
+        return OfflineJob(name="a.b.1", usage=usage)
+
+    first, second = job(slot(1, 100), slot(2, 10)), job(slot(3, 7))
+    seen = [(1, Side.OFFLINE, 60), (2, Side.OFFLINE, 40), (3, Side.OFFLINE, None), (4, Side.ONLINE, 999)]
+    crowd = Crowd(tuple(Process(pid=pid, name="p", side=side, memory_bytes=held) for pid, side, held in seen))
+    assert [job_memory_bytes(each, crowd) for each in (first, second)] == [140, 7]
+    assert [job_memory_bytes(each, None) for each in (first, second)] == [110, 7]
+    assert memory_bytes([first, second], crowd) == 147
 
 
 def test_a_node_without_a_run_directory_has_no_jobs(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ time make a *step*; a step counts when the attempt was alone and at full speed a
 frozen in between. What came before the program had settled, and what a gap in telemetry hides, does not count.
 
 **Full speed** is not the whole device: a watched device caps offline work at its largest budget (900 ‰ unless its
-monitor is told otherwise), also where nobody else is. Rates contain that cap, alone as beside a service. Throttled time
-does not tell full speed: a program that keeps the queue full waits for the window all the time, and is as fast as the
-device. So the device's budget and frozen time are looked at instead.
+monitor is told otherwise), also where nobody else is. Rates alone contain that cap. Throttled time does not tell full
+speed: a program that keeps the queue full waits for the window most of the time (0.85 of it, measured on a simulated
+A100 that it kept busy). So the device's budget and frozen time are looked at instead.
 
 **The error** of a rate is the standard error of the mean over windows: as few windows as are enough (`windows`), each
 as long as can be. Short ones would take the bursts of a program that launches once in some seconds for noise, and slow

@@ -1,9 +1,10 @@
 """A job beside a service: how much of its speed alone is left.
 
 *Normalized throughput* is launches per second beside the service over those alone, on the same GPU kind, over windows
-of some seconds. Time for which the job was throttled or frozen is part of a window: that is the loss. Both rates
-contain the largest budget of a watched device, so 1 is undisturbed. It means throughput for programs whose launches are
-alike; one that does other work in a window than while it was measured alone may well show more than 1.
+of some seconds. Time for which the job was throttled or frozen is part of a window: that is the loss. 1 is undisturbed.
+More than 1 is possible: the rate alone contains the largest budget of a watched device (900 ‰), which is lifted where
+the service carries the beacon, and a program may do other work in a window than while it was measured. It means
+throughput for programs whose launches are alike.
 """
 
 from __future__ import annotations

@@ -194,8 +194,11 @@ def restore(event: OnlineProfile, *, stored_ns: int, policy: ForecastPolicy) -> 
 
 def is_news(told: OnlineProfile | None, new: OnlineProfile) -> bool:
     """Whether a profile says something that matters to placing: figures that have moved by a point or 2 % of memory,
-    another forecast, more or fewer GPUs. A new interval is always news, so that forecasts are never past.
+    another forecast, more or fewer GPUs. A new interval is always news while the service is anywhere, so that forecasts
+    are never past; one that is nowhere is told once.
     """
+    if told is not None and not told.gpus and not new.gpus:
+        return False
     if told is None or (told.forecast_until_ns, told.gpus) != (new.forecast_until_ns, new.gpus):
         return True
     pairs = (
