@@ -100,7 +100,7 @@ schemas: setup ## write schemas/ anew from the contracts
 	@$(BIN)/python -m muxflow.contracts.export
 
 .PHONY: bench
-bench: bench-bus bench-protection ## run all benchmarks
+bench: bench-bus bench-protection bench-speed ## run all benchmarks
 
 .PHONY: bench-bus
 bench-bus: setup ## measure the bus
@@ -109,6 +109,10 @@ bench-bus: setup ## measure the bus
 .PHONY: bench-protection
 bench-protection: setup ## measure how well a device is protected
 	@$(BIN)/python tests/bench/bench_protection.py $(BENCH_ARGS)
+
+.PHONY: bench-speed
+bench-speed: setup ## measure how well speeds are predicted; DATA=FILE: on gavel's measured pairs
+	@$(BIN)/python tests/bench/bench_speed.py $(DATA) $(BENCH_ARGS)
 
 .PHONY: clean
 clean: ## remove what the other targets made
