@@ -62,6 +62,15 @@ def test_what_the_first_look_finds_launched_counts_as_just_launched(directory: D
         assert beacon.read(now_monotonic_ns=100 * MS).last_launch_monotonic_ns == 100 * MS
 
 
+def test_a_page_that_was_removed_is_not_read_any_more(directory: DeviceDirectory, uuid: str) -> None:
+    BeaconPage.create(directory, uuid=uuid)
+    with BeaconPage(directory) as beacon:
+        directory.beacon_page.unlink()
+        assert "removed" in (beacon.read().problem or "")
+        BeaconPage.create(directory, uuid=uuid)
+        assert "replaced" in (beacon.read().problem or "")
+
+
 def test_a_page_that_is_truncated_tells_of_nobody_and_why(directory: DeviceDirectory, uuid: str) -> None:
     BeaconPage.create(directory, uuid=uuid)
     with BeaconPage(directory) as beacon:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import msgspec
+import structlog
 
 from muxflow_decisions.device import Readings
 from muxflow_device.attribution.busy import BusyMeter
@@ -13,12 +14,14 @@ from muxflow_device.attribution.jobs import OfflineJob, OfflineJobs, memory_byte
 from muxflow_device.attribution.online import OnlineMeter
 from muxflow_device.attribution.processes import Crowd, ProcessTable, Side
 from muxflow_device.nvml import Nvml
-from muxflow_device.pages import BeaconPage, BeaconView
+from muxflow_device.pages import BeaconPage, BeaconView, PageError
 from muxflow_device.processes import lives, owner_of
 from muxflow_device.readings.look import GpuProcess, Look
 from muxflow_device.readings.reader import GpuReader
 from muxflow_device.rundir import RunDirectory
 from muxflow_monitor.workloads import Workload
+
+log = structlog.get_logger()
 
 
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,12 +51,14 @@ class Observer:
         beacon_obeyed: bool,
     ) -> None:
         """Make and open what it looks at. Raises OSError, PageError."""
-        directory = run.device(uuid)
+        self._directory = directory = run.device(uuid)
+        self._uuid = uuid
         self._reader = GpuReader(nvml, uuid)
         self._jobs = OfflineJobs(run, uuid)
         BeaconPage.create(directory, uuid=uuid)
         self._beacon = BeaconPage(directory)
         self._beacon_obeyed = beacon_obeyed
+        self._beacon_problem: str | None = None
         self._slo_ratio = slo_ratio
         self._busy = BusyMeter()
         self._online = OnlineMeter()
@@ -76,7 +81,7 @@ class Observer:
         self._busy.take(time.monotonic_ns(), jobs)
         pids = tuple(pid for job in jobs for pid in job.pids)
         self._sort(look, pids)
-        beacon = self._beacon.read()
+        beacon = self._look_at_beacon()
         beacons = self._all_carry(beacon)
         activity_pct = self._online.estimate_pct(look, self._busy, self._crowd, apart=beacons is True)
         readings = Readings(
@@ -117,6 +122,24 @@ class Observer:
         self._reader.close()
         self._jobs.close()
         self._beacon.close()
+
+    def _look_at_beacon(self) -> BeaconView:
+        """See what online processes say. A page that is gone is made anew: they look for it once a second."""
+        view = self._beacon.read()
+        if view.problem is None:
+            return view
+        try:
+            BeaconPage.create(self._directory, uuid=self._uuid)
+            renewed = BeaconPage(self._directory)
+        except (PageError, OSError) as error:
+            if view.problem != self._beacon_problem:
+                log.warning("nobody can tell of launches", problem=view.problem, error=str(error))
+        else:
+            log.warning("the beacon page is made anew", problem=view.problem)
+            self._beacon.close()
+            self._beacon = renewed
+        self._beacon_problem = view.problem
+        return view
 
     def _is_online(self, command_line: str) -> bool:
         return self._workload is not None and self._workload.is_its(command_line)

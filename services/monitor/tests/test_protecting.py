@@ -100,6 +100,19 @@ async def test_a_page_that_is_removed_is_made_anew_with_its_gate(lonely: Watched
     assert lonely.logged("the device page is made anew")
 
 
+@pytest.mark.parametrize("how", ["removed", "truncated"])
+async def test_a_beacon_page_that_is_gone_is_made_anew(lonely: WatchedNode, how: str) -> None:
+    await healthy(lonely)
+    page = lonely.run.device(lonely.uuids[0]).beacon_page
+    size = page.stat().st_size
+    if how == "removed":
+        page.unlink()
+    else:
+        os.truncate(page, 0)
+    await until(lambda: page.exists() and page.stat().st_size == size, "another page")
+    assert lonely.logged("the beacon page is made anew")
+
+
 async def test_a_lost_gpu_freezes_at_once_and_opens_after_it_has_been_calm(
     lonely: WatchedNode, machine: SimulatedMachine
 ) -> None:

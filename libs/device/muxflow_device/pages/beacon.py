@@ -53,6 +53,8 @@ class BeaconPage:
         now_ns = time.monotonic_ns() if now_monotonic_ns is None else now_monotonic_ns
         try:
             check(self._fd, PageKind.BEACON, self.path)
+            if not self._is_at_its_path():
+                raise PageError(f"{self.path} was removed or replaced")  # noqa: TRY301
             raw = os.pread(self._fd, PAGE_BYTES[PageKind.BEACON], 0)
             if len(raw) < sizeof(RawBeaconPage):
                 raise PageError(f"{self.path} was truncated while it was read")  # noqa: TRY301
@@ -70,6 +72,12 @@ class BeaconPage:
             launches=sum(launches.values()),
             last_launch_monotonic_ns=self._last_ns if any(launches.values()) else None,
         )
+
+    def _is_at_its_path(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))  # noqa: PTH116 - ten times a second
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Let the page go; there is no look at it afterwards."""
