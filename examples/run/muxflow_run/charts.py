@@ -20,6 +20,8 @@ HEIGHT: Final = 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 14, 8, 24
 _ROW: Final = 30
 _TICKS: Final = 5
+COUNTED: Final = frozenset({"requests", "jobs", "count"})
+"""Units of what there are no halves of."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -80,7 +82,8 @@ class Lane(msgspec.Struct, frozen=True):
 def lines(title: str, unit: str, drawn: Sequence[Line], *, seconds: float, top: float | None = None) -> Element:
     """Draw values over the seconds of a window. `top` fixes the upper end of the scale."""
     values = [value for line in drawn for _, value in line.points if value is not None]
-    scale = _Scale.up_to(top if top is not None else max(values, default=1.0))
+    least_step = 1.0 if unit in COUNTED else 0.0
+    scale = _Scale.up_to(top if top is not None else max(values, default=1.0), least_step=least_step)
     frame = _frame(scale)
     frame += _seconds(0.0, seconds)
     for line in drawn:
@@ -93,7 +96,7 @@ def bars(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, 
     """Draw groups of bars. `bound` is a line that they are held against."""
     every = [bar for _, group in groups for bar in group]
     ends = [end for bar in every for end in (bar.value, bar.high) if end is not None]
-    scale = _Scale.up_to(max([*ends, bound or 0.0], default=1.0))
+    scale = _Scale.up_to(max([*ends, bound or 0.0], default=1.0), least_step=1.0 if unit in COUNTED else 0.0)
     frame = _frame(scale)
     room = (WIDTH - LEFT - RIGHT) / max(1, len(groups))
     for number, (name, group) in enumerate(groups):
@@ -112,8 +115,9 @@ def bars(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, 
 
 
 def _bar(bar: Bar, x: float, wide: float, scale: _Scale) -> list[Element]:
-    if bar.value is None:
-        return [element("text", "–", x=x + wide / 2, y=HEIGHT - BOTTOM - 3, class_="middle")]
+    if not bar.value:
+        word = "–" if bar.value is None else "0"
+        return [element("text", word, x=x + wide / 2, y=HEIGHT - BOTTOM - 4, class_="middle")]
     y = scale.y(bar.value)
     words = f"{bar.name}: {bar.value:g}"
     made = [
@@ -199,10 +203,10 @@ class _Scale(msgspec.Struct, frozen=True):
     ticks: tuple[float, ...]
 
     @classmethod
-    def up_to(cls, most: float) -> _Scale:
+    def up_to(cls, most: float, *, least_step: float = 0.0) -> _Scale:
         """Find round numbers that hold this value."""
         most = most if most > 0 else 1.0
-        raw = most / _TICKS
+        raw = max(most / _TICKS, least_step)
         size = 10 ** math.floor(math.log10(raw))
         step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= raw * 0.999)
         count = math.ceil(most / step - 1e-9)

@@ -215,8 +215,8 @@ def _write(options: argparse.Namespace, wanted: plan.Plan, course: Course, conso
 def _starved(phases: dict[str, report.PhaseFigures]) -> list[str]:
     """Say in which phases the machine was too busy for its figures to say much."""
     return [
-        f"{name}: in {each.host.starved_pct:.0f}% of the time something had to wait for a core; this run used "
-        f"{each.host.own_cpu_pct:.0f}% of them, all together {each.host.cpu_pct:.0f}%; the GPU's part of a latency has none of it"
+        f"{name}: for {each.host.starved_pct:.0f}% of the time something had to wait for a core (this run used "
+        f"{each.host.own_cpu_pct:.0f}%, all together {each.host.cpu_pct:.0f}%): latencies have that in them"
         for name, each in phases.items()
         if each.host.starved_pct is not None and each.host.starved_pct > _STARVED_PCT
     ]

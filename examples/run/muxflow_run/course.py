@@ -77,9 +77,7 @@ class Course:
 
     async def _phase(self, name: str, machine: Machine, kind: type[Beside]) -> None:
         """Run one phase on a machine that is up."""
-        indices = [gpu.index for gpu in self._plan.gpus]
-        found = await asyncio.gather(*(machine.environment(index) for index in indices))
-        stage = Stage(self._plan, machine, self._board, dict(zip(indices, found, strict=True)))
+        stage = Stage(self._plan, machine, self._board)
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(stage.client)
             await stack.enter_async_context(_meanwhile(stage.recorder.follow()))

@@ -9,9 +9,11 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, Final
 
+from muxflow import discovery
 from muxflow.supervisor import hardware
 
 MUXFLOW: Final = str(Path(sys.executable).with_name("muxflow"))
@@ -34,6 +36,8 @@ class Machine:
         self.state_dir = state_dir
         self.troubles: list[str] = []
         """Services that ended by themselves while it ran."""
+        self.started_ns = 0
+        """When it was started last, UTC."""
         self._arguments = arguments
         self._env = {**os.environ, MARK: mark}
         self._process: asyncio.subprocess.Process | None = None
@@ -44,6 +48,7 @@ class Machine:
     async def start(self) -> None:
         """Run it until it is ready. Raises `MachineError`."""
         command = (MUXFLOW, "up", "--json", "--node", NODE, "--state-dir", str(self.state_dir), *self._arguments)
+        self.started_ns = time.time_ns()
         self._process = await asyncio.create_subprocess_exec(
             *command,
             env=self._env,
@@ -81,24 +86,9 @@ class Machine:
             case "stuck" | "waiting":
                 self._words.append(line)
 
-    async def environment(self, index: int) -> dict[str, str]:
-        """What a program needs to be served on a GPU, beside everything that it has. Raises `MachineError`."""
-        return {**self._env, **json.loads(await self.command("device", "env", str(index), "--json"))}
-
-    async def command(self, *arguments: str) -> bytes:
-        """Run one command against it; gives what it prints. Raises `MachineError`."""
-        process = await asyncio.create_subprocess_exec(
-            *(MUXFLOW, *arguments, "--state-dir", str(self.state_dir)),
-            env=self._env,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        printed, errors = await process.communicate()
-        if process.returncode:
-            raise MachineError(f"muxflow {' '.join(arguments)}: {errors.decode(errors='replace').strip()}")
-        return printed
+    def environment(self, gpu: str) -> dict[str, str]:
+        """What a program needs to be served on a GPU, as `muxflow device env` prints it, beside all that it has."""
+        return {**self._env, **discovery.environment_on(gpu, directory=self.state_dir)}
 
     async def stop(self) -> None:
         """Stop it and all its jobs in order; what does not end in time is killed. Twice is as good as once."""

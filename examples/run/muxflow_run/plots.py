@@ -13,6 +13,7 @@ from muxflow_run.summary import number
 TITLES: Final = (
     "Online p99 latency",
     "Online p50 latency",
+    "Online p99 latency, the GPU's part",
     "Online requests lost",
     "Offline share of idle time",
     "Normalized throughput",
@@ -49,19 +50,20 @@ def overview(report: Report) -> list[Element]:
     return [
         bars(TITLES[0], "times alone", _by_service(report, "p99_ratio"), bound=1.1),
         bars(TITLES[1], "times alone", _by_service(report, "p50_ratio"), bound=1.1),
-        _per_phase(TITLES[2], "requests", phases, lambda each: each.online_requests_lost),
-        bars(TITLES[3], "share", _by_gpu(phases, lambda gpu: gpu.offline_share), bound=0.6),
-        bars(TITLES[4], "1 = undisturbed", _by_gpu(phases, lambda gpu: gpu.normalized_throughput)),
+        bars(TITLES[2], "ms", _on_device(phases)),
+        _per_phase(TITLES[3], "requests", phases, lambda each: each.online_requests_lost),
+        bars(TITLES[4], "share", _by_gpu(phases, lambda gpu: gpu.offline_share), bound=0.6),
+        bars(TITLES[5], "1 = undisturbed", _by_gpu(phases, lambda gpu: gpu.normalized_throughput)),
         _jobs_done(phases["protected"]),
         bars(
-            TITLES[6],
+            TITLES[7],
             "count",
             [
                 (what, [Bar(NAMES[name], name, float(getattr(phases[name], what))) for name in _COMPARED])
                 for what in ("freezes", "evictions")
             ],
         ),
-        _per_phase(TITLES[7], "%", phases, lambda each: each.host.cpu_pct),
+        _per_phase(TITLES[8], "%", phases, lambda each: each.host.cpu_pct),
     ]
 
 
@@ -76,6 +78,16 @@ def _by_service(report: Report, what: str) -> list[tuple[str, list[Bar]]]:
             group.append(Bar(NAMES[name], name, *ends))
         found.append((service.service, group))
     return found
+
+
+def _on_device(phases: dict[str, PhaseFigures]) -> list[tuple[str, list[Bar]]]:
+    return [
+        (
+            service.service,
+            [Bar(NAMES[name], name, phase.services[place].device_p99_ms) for name, phase in phases.items()],
+        )
+        for place, service in enumerate(phases["alone"].services)
+    ]
 
 
 def _by_gpu(phases: dict[str, PhaseFigures], read: Callable[[GpuFigures], float | None]) -> list[tuple[str, list[Bar]]]:
@@ -102,7 +114,7 @@ def _jobs_done(phase: PhaseFigures) -> Element:
             steps += [(end, steps[-1][1]), (end, (steps[-1][1] or 0.0) + 1)]
     steps.append((phase.seconds, steps[-1][1]))
     return lines(
-        f"{TITLES[5]} (since submission)", "jobs", [Line("protected", "protected", tuple(steps))], seconds=phase.seconds
+        f"{TITLES[6]} (since submission)", "jobs", [Line("protected", "protected", tuple(steps))], seconds=phase.seconds
     )
 
 
@@ -161,9 +173,7 @@ def _control(phase: PhaseFigures, place: int) -> Element:
 
 def jobs(report: Report) -> list[Element]:
     phase = report.phases["protected"]
-    plots = [_placements(phase), _predictions(phase.placements)]
-    plots[0].set("class", "wide")
-    return plots
+    return [_placements(phase), _predictions(phase.placements)]
 
 
 def _placements(phase: PhaseFigures) -> Element:
@@ -188,7 +198,7 @@ def _placements(phase: PhaseFigures) -> Element:
         drawn.append(Lane(gpu.gpu, spans, marks))
     names = [*_SIZES.items(), ("measured alone", "four"), ("freeze, eviction", "bad")]
     return lanes(
-        f"{TITLES[8]}: which job was where (dashed: begin of the window)",
+        f"{TITLES[9]}: which job was where (dashed: begin of the window)",
         drawn,
         start=start,
         end=phase.seconds,
@@ -209,4 +219,4 @@ def _predictions(placements: Sequence[PlacementFigures]) -> Element:
         for each in placements
         if each.predicted is not None and (measured := each.measured) is not None
     ]
-    return points(TITLES[9], "measured (upwards) over predicted, 1 = alone", dots, names=list(_SIZES.items()))
+    return points(TITLES[10], "measured (upwards) over predicted, 1 = alone", dots, names=list(_SIZES.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from muxflow.client import Client, ClientError
@@ -25,11 +25,12 @@ class StageError(Exception):
 class Stage:
     """A machine, its GPUs as programs see them, and everything that is told of it."""
 
-    def __init__(self, plan: Plan, machine: Machine, board: Board, environments: Mapping[int, dict[str, str]]) -> None:
+    def __init__(self, plan: Plan, machine: Machine, board: Board) -> None:
         self.plan = plan
         self.machine = machine
         self.board = board
-        self.environments = environments
+        self.environments: dict[int, dict[str, str]] = {}
+        """By index of the GPU: what a program needs to be served there."""
         self.recorder = Recorder.connect(machine.state_dir, self._hear)
         self.predictions: dict[tuple[str, int], Speed] = {}
         self.gpus: dict[str, Gpu] = {}
@@ -43,14 +44,20 @@ class Stage:
 
     async def meet(self) -> None:
         """Learn which GPUs there are, and wait until all of them may have offline work. Raises `StageError`."""
-        devices = await self.recorder.devices()
-        if len(devices) != len(self.plan.gpus):
-            raise StageError(f"{len(devices)} GPUs are there, {len(self.plan.gpus)} were planned")
+        deadline_s = asyncio.get_running_loop().time() + _CALM_S
+        while len(devices := await self.recorder.devices()) != len(self.plan.gpus):  # their node tells of them
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise StageError(f"{len(devices)} GPUs are there, {len(self.plan.gpus)} were planned")
+            await asyncio.sleep(LOOK_S)
         self.gpus = {device.gpu.uuid: self.plan.gpus[device.gpu.index] for device in devices}
+        self.environments = {gpu.index: self.machine.environment(uuid) for uuid, gpu in self.gpus.items()}
         self.board.know({uuid: gpu.index for uuid, gpu in self.gpus.items()})
-        await self.until_all(
-            "takes no offline work", lambda device: device.alive and device.state is DeviceCondition.HEALTHY
-        )
+        await self.until_all("takes no offline work", self._is_healthy)
+
+    def _is_healthy(self, device: DeviceSummary) -> bool:
+        """Whether it is now: what was told of it when the machine ran before counts for nothing."""
+        now = device.since_ns > self.machine.started_ns
+        return now and device.alive and device.state is DeviceCondition.HEALTHY
 
     async def served(self) -> None:
         """Wait until every service was seen on its GPU. Raises `StageError`."""

@@ -73,7 +73,7 @@ def number(value: float | None) -> str:
     """Say a figure; what is not known is ``-``."""
     if value is None:
         return "-"
-    return str(value) if isinstance(value, int) else f"{value:.2f}"
+    return f"{value:.0f}" if isinstance(value, int) or value == 0 else f"{value:.2f}"
 
 
 def times(ratio: Interval | None) -> str:
