@@ -24,11 +24,15 @@ from muxflow_decisions.matching import (
     Speeds,
     WaitingJob,
     Weights,
+    columns,
     fits,
+    flow,
     measured_of,
     spot_of,
 )
-from muxflow_decisions.matching.solve import solve
+from muxflow_decisions.matching.certificate import Integers, Network
+from muxflow_decisions.matching.optimizer import optimize
+from muxflow_decisions.matching.solve import Solver, solve
 
 GIB = 2**30
 FREELY = MatchingPolicy(moves_max=100)
@@ -404,3 +408,53 @@ def test_a_job_or_a_gpu_that_is_placed_twice_is_refused() -> None:
     for there in ((placed("1", X, "c"), placed("2", X, "c")), (placed("1", X, "c"), placed("1", X, "b"))):
         with pytest.raises(ValueError, match="placed"):
             solve(Problem(gpus=(gpu("c", CALM), gpu("b", BUSY)), placed=there))
+
+
+# ---------------------------------------------------------------- prices of the last solve
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(problems(), min_size=2, max_size=5), st.integers(0, 3))
+def test_a_solver_that_remembers_prices_finds_what_is_as_good(sequence: list[Problem], arcs_per_node: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow, "_LARGE", 0)
+        patch.setattr(columns, "_ARCS_PER_NODE", arcs_per_node)
+        solver = Solver()
+        for problem in sequence:
+            found, anew = solver.solve(problem), solve(problem)
+            assert found.summary.cost == found.summary.bound == anew.summary.cost
+            assert score(problem, after(problem, found)) == score(problem, after(problem, anew))
+
+
+def test_prices_of_a_similar_problem_leave_most_arcs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    arcs: list[int] = []
+
+    def counted(network: Network) -> Integers:
+        arcs.append(len(network.tails))
+        return optimize(network)
+
+    monkeypatch.setattr(flow, "_LARGE", 0)
+    monkeypatch.setattr(columns, "_ARCS_PER_NODE", 5)
+    monkeypatch.setattr(flow, "optimize", counted)
+    monkeypatch.setattr(columns, "optimize", counted)
+    rng = random.Random(1)
+    on = [offer(workload=f"w{number}", load=number % 5) for number in range(60)]
+    needs = [need(f"k{number}") for number in range(60)]
+    table = Speeds.of(
+        {
+            (measured_of(what), spot_of(found)): Speed(900 - 2 * number * found.load + rng.randint(0, 30))
+            for number, what in enumerate(needs)
+            for found in on
+        }
+    )
+    problem = Problem(
+        waiting=tuple(waiting(f"j{number}", rng.choice(needs), number) for number in range(200)),
+        gpus=tuple(gpu(f"g{number}", rng.choice(on)) for number in range(220)),
+        speeds=table,
+    )
+    solver = Solver()
+    solver.solve(problem)
+    (all_of_them,) = arcs
+    later = replace(problem, waiting=problem.waiting[3:])
+    assert solver.solve(later).summary.cost == solve(later).summary.cost
+    assert max(arcs[1:-1]) < all_of_them / 2

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from typing import BinaryIO, Final
 
 import msgspec
@@ -28,6 +29,8 @@ from muxflow_decisions.matching import CertificateError, Matching, Problem
 log = structlog.get_logger()
 
 _LENGTH_BYTES: Final = 8
+_START_S: Final = 60.0
+"""For a busy machine: the libraries are large."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -79,7 +82,7 @@ class Solver:
     async def start(self) -> None:
         """Have the process ready before it is needed: loading the libraries takes some tenths of a second."""
         async with self._turn:
-            await self._exchange(b"")
+            await self._attempt(b"")
 
     async def solve(self, problem: Problem) -> Matching:
         """Solve in the order in which it is called; `summary.solve_ms` is the time in the process.
@@ -89,7 +92,7 @@ class Solver:
         request = msgspec.msgpack.encode(problem)
         async with self._turn:
             for _ in range(self._attempts):
-                answer = await self._exchange(request)
+                answer = await self._attempt(request)
                 if answer is not None:
                     return _result(answer)
         raise SolverError(f"given up after {self._attempts} attempts of at most {self._deadline_s:g} s")
@@ -98,27 +101,26 @@ class Solver:
         """End the process, whatever it does."""
         process, self._process = self._process, None
         if process is not None:
-            await _end(process)
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
 
-    async def _exchange(self, request: bytes) -> bytes | None:
-        """Send a request, and wait for the reply; None if the process has died or was killed because it is late."""
-        process = await self._ready()
-        done = False
+    async def _attempt(self, request: bytes) -> bytes | None:
+        """Give the reply to a request; None if the process has died, or was killed because it is late."""
         try:
+            process = await self._ready()
             async with asyncio.timeout(self._deadline_s):
-                answer = await _ask(process, request)
-            done = True
-            return answer
+                return await _ask(process, request)
         except TimeoutError:
-            reason = f"no solution after {self._deadline_s:g} s"
+            reason = "it is late"
         except (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError):
             reason = "it has died"
-        finally:
-            if not done:  # cancelled too: what it would still say belongs to no request
-                self._process = None
-                await _end(process)
+        except BaseException:  # cancelled: what it would still say belongs to no request
+            await self.close()
+            raise
+        await self.close()
         self.restarts += 1
-        log.warning("solver starts anew", reason=reason, exit=process.returncode)
+        log.warning("solver starts anew", reason=reason)
         return None
 
     async def _ready(self) -> Process:
@@ -126,6 +128,8 @@ class Solver:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", __name__, str(os.getpid()), stdin=PIPE, stdout=PIPE
             )
+            async with asyncio.timeout(_START_S):
+                await _ask(self._process, b"")
         return self._process
 
 
@@ -137,12 +141,6 @@ async def _ask(process: Process, request: bytes) -> bytes:
     await process.stdin.drain()
     length = int.from_bytes(await process.stdout.readexactly(_LENGTH_BYTES))
     return await process.stdout.readexactly(length)
-
-
-async def _end(process: Process) -> None:
-    if process.returncode is None:
-        process.kill()
-    await process.wait()
 
 
 def _result(answer: bytes) -> Matching:
@@ -171,12 +169,13 @@ def main(parent: int) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
 
-    from muxflow_decisions.matching.solve import solve  # noqa: F401, PLC0415 - loaded before the first problem comes
+    from muxflow_decisions.matching import solve  # noqa: PLC0415 - the scheduler itself loads no solver
 
+    solver = solve.Solver()
     gc.freeze()
     gc.disable()  # a solve makes many small objects and no circles; between solves there is time
     while (request := _read(sys.stdin.buffer)) is not None:
-        answer = _answer(request) if request else b""
+        answer = _answer(request, solver.solve) if request else b""
         answers.write(len(answer).to_bytes(_LENGTH_BYTES) + answer)
         answers.flush()
         gc.collect()
@@ -187,9 +186,7 @@ def _read(stream: BinaryIO) -> bytes | None:
     return stream.read(int.from_bytes(head)) if len(head) == _LENGTH_BYTES else None
 
 
-def _answer(request: bytes) -> bytes:
-    from muxflow_decisions.matching.solve import solve  # noqa: PLC0415 - the scheduler itself loads no solver
-
+def _answer(request: bytes, solve: Callable[[Problem], Matching]) -> bytes:
     reply: _Reply
     try:
         problem = msgspec.msgpack.decode(request, type=Problem)

@@ -54,12 +54,11 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     """Least cost that any flow can have, as `verify` worked it out."""
 
 
-def certify(network: Network, flow: Integers, start: Integers | None = None) -> Certificate:
-    """Find potentials and check the proof. CertificateError if the flow is not an optimal one.
-
-    Potentials of a problem like this one are a good `start`.
-    """
-    certificate = Certificate(potentials=_potentials(network, flow, start), cost=_cost(network, flow))
+def certify(network: Network, flow: Integers, potentials: Integers | None = None) -> Certificate:
+    """Check the proof that potentials are, or find some first. CertificateError if the flow is not an optimal one."""
+    if potentials is None:
+        potentials = residual_potentials(network, flow)
+    certificate = Certificate(potentials=potentials, cost=_cost(network, flow))
     return replace(certificate, bound=verify(network, flow, certificate))
 
 
@@ -71,9 +70,10 @@ def verify(network: Network, flow: Integers, certificate: Certificate) -> int:
     _check_range(network, potentials)
     if np.any(flow < 0) or np.any(flow > network.capacities):
         raise CertificateError("an arc carries less than nothing, or more than its capacity")
+    used = np.flatnonzero(flow)
     balance = network.supplies.copy()
-    np.subtract.at(balance, network.tails, flow)
-    np.add.at(balance, network.heads, flow)
+    np.subtract.at(balance, network.tails[used], flow[used])
+    np.add.at(balance, network.heads[used], flow[used])
     if np.any(balance):
         raise CertificateError("flow is made or lost at a node")
     spent, bound = _cost(network, flow), _bound(network, potentials)
@@ -104,16 +104,19 @@ def _check_range(network: Network, potentials: Integers) -> None:
             raise CertificateError("costs or potentials are too large for exact arithmetic")
 
 
-def _potentials(network: Network, flow: Integers, start: Integers | None) -> Integers:
+def residual_potentials(network: Network, flow: Integers) -> Integers:
+    """Find potentials at which no arc of the residual graph has a negative reduced cost. CertificateError if there are
+    none: the flow is not an optimal one.
+    """
     free, used = flow < network.capacities, flow > 0
     tails = np.concatenate([network.tails[free], network.heads[used]])
     heads = np.concatenate([network.heads[free], network.tails[used]])
     costs = np.concatenate([network.costs[free], -network.costs[used]])
-    order = np.argsort(heads, kind="stable")
+    order = np.argsort(heads.astype(np.uint16) if len(network.supplies) <= 2**16 else heads, kind="stable")
     tails, heads, costs = tails[order], heads[order], costs[order]
     firsts = np.flatnonzero(np.diff(heads, prepend=-1))
     reached = heads[firsts]
-    distances = np.zeros_like(network.supplies) if start is None else start.copy()
+    distances = np.zeros_like(network.supplies)
     for _ in range(len(distances) + 1):
         _check_range(network, distances)
         found = np.minimum.reduceat(distances[tails] + costs, firsts) if len(firsts) else distances[reached]

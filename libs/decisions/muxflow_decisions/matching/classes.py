@@ -84,7 +84,8 @@ class _Members(msgspec.Struct):
 def classify(problem: Problem, found: Participants) -> Classes:
     """Group jobs and GPUs; waiting jobs that fit no GPU are left out."""
     gpus = _gpu_classes(found.gpus)
-    class_at = {(gpu.node, gpu.uuid): number for number, members in enumerate(gpus) for gpu in members.members}
+    class_of = {members.offer: number for number, members in enumerate(gpus)}
+    class_at = {gpu.place: class_of[gpu.offer] for gpu in (found.gpus if found.placed else ())}
     sizes = np.array([len(members.members) for members in gpus], dtype=np.int64)
     shapes = _shapes(found, gpus, problem.speeds)
     rows = _rows(list(shapes), gpus, problem)

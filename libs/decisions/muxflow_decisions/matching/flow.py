@@ -13,14 +13,23 @@ arc, which fills first. Such costs are convex, so the flow is exact.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
 import msgspec
 import numpy as np
 
 from muxflow_decisions.matching.certificate import Certificate, Integers, Network, certify
 from muxflow_decisions.matching.classes import TIE_STEPS, Classes
+from muxflow_decisions.matching.columns import Solution, optimize_with
+from muxflow_decisions.matching.model import Offer
 from muxflow_decisions.matching.optimizer import optimize
 from muxflow_decisions.matching.problem import MatchingPolicy, Weights
+
+Prices = dict[Offer, float]
+"""What one more GPU of a class would be worth, in permille of a job's speed. 0 where some are left over."""
+
+_LARGE: Final = 50_000
+"""Pairs of classes from which on prices of an earlier solve save time."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,26 +38,34 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     counts: Integers
     """A row for each job class, a column for each GPU class."""
     certificate: Certificate
+    prices: Prices
+    """For later plans; empty if this one is too small for them to matter."""
 
 
-def plan(classes: Classes, jobs: Integers, policy: MatchingPolicy) -> Plan:
+def plan(classes: Classes, jobs: Integers, policy: MatchingPolicy, prices: Prices) -> Plan:
     """Distribute so many jobs of each class, which are known to have places. CertificateError should the solver be
-    wrong.
+    wrong. Prices of a problem like this one make it faster, and never worse.
     """
-    network, rows, columns = _network(classes, jobs, policy)
-    flow = optimize(network)
-    certificate = certify(network, flow)
+    unit = 1 + 2 * int(min(jobs.sum(), classes.sizes.sum())) * TIE_STEPS  # more than all that only breaks ties
+    network, rows, columns = _network(classes, jobs, policy, unit)
+    pairs = int(np.count_nonzero(classes.feasible & (jobs > 0)[:, None]))
+    large = pairs > _LARGE
+    if large and prices:
+        solution = optimize_with(network, pairs, _potentials(classes, network, prices, unit))
+    else:
+        solution = Solution(flow=optimize(network), potentials=None)
+    flow = solution.flow
+    certificate = certify(network, flow, solution.potentials)
     counts = np.zeros(classes.feasible.shape, dtype=np.int64)
     np.add.at(counts, (rows, columns), flow[: len(rows)])
-    return Plan(counts=counts, certificate=certificate)
+    found = _prices(classes, certificate.potentials, unit) if large else {}
+    return Plan(counts=counts, certificate=certificate, prices=found)
 
 
-def _network(classes: Classes, jobs: Integers, policy: MatchingPolicy) -> tuple[Network, Integers, Integers]:
+def _network(classes: Classes, jobs: Integers, policy: MatchingPolicy, unit: int) -> tuple[Network, Integers, Integers]:
     """Build the network; also give the job class and the GPU class of its first arcs."""
     job_classes, gpu_classes = classes.feasible.shape
     sink = job_classes + gpu_classes
-    pairs = int(min(jobs.sum(), classes.sizes.sum()))
-    unit = 1 + 2 * pairs * TIE_STEPS  # more than all ties and the extra of all moves together
     costs = _costs(classes, policy, unit)
     rows, columns = np.nonzero(classes.feasible & (jobs > 0)[:, None])
     capacities = np.minimum(jobs[rows], classes.sizes[columns])
@@ -81,3 +98,26 @@ def _stays(classes: Classes, policy: MatchingPolicy, unit: int) -> list[tuple[in
         for job in placed
     )
     return [(number, at, count, permille * unit + TIE_STEPS) for (number, at, permille), count in counts.items()]
+
+
+def _prices(classes: Classes, potentials: Integers, unit: int) -> Prices:
+    """Read the prices of GPU classes off potentials."""
+    gpus = potentials[len(classes.jobs) : -1]
+    worth = ((potentials[-1] - gpus) / unit).tolist()
+    return {members.offer: price for members, price in zip(classes.gpus, worth, strict=True)}
+
+
+def _potentials(classes: Classes, network: Network, prices: Prices, unit: int) -> Integers:
+    """Guess potentials by prices: each job class is worth what its best GPU class leaves it."""
+    known = [prices.get(members.offer) for members in classes.gpus]
+    usual = float(np.mean([price for price in known if price is not None] or [0.0]))
+    potentials = np.zeros(len(network.supplies), dtype=np.int64)
+    job_classes = len(classes.jobs)
+    gpus = np.array([usual if price is None else price for price in known]) * unit
+    potentials[job_classes:-1] = -gpus.astype(np.int64)
+    best = np.full(job_classes, np.iinfo(np.int64).min // 4)
+    to_gpus = network.tails < job_classes
+    tails = network.tails[to_gpus]
+    np.maximum.at(best, tails, potentials[network.heads[to_gpus]] - network.costs[to_gpus])
+    potentials[:job_classes] = np.where(best > np.iinfo(np.int64).min // 4, best, 0)
+    return potentials

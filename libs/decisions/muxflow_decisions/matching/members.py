@@ -18,57 +18,80 @@ import msgspec
 
 from muxflow_decisions.matching.certificate import Integers
 from muxflow_decisions.matching.classes import Classes, JobClass
-from muxflow_decisions.matching.model import JobKey, OpenGpu, PlacedJob, WaitingJob
+from muxflow_decisions.matching.model import OpenGpu, PlacedJob, WaitingJob
 from muxflow_decisions.matching.problem import MatchingPolicy, Move
+
+Place = tuple[str, str]
+"""Node and UUID of a GPU."""
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A waiting job gets a GPU."""
+
+    place: int
+    """The job's place in the queue."""
+    job: WaitingJob
+    gpu: OpenGpu
+    permille: int
+    """Normalized throughput, predicted or assumed."""
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
-    """Steps that only make sense together."""
+    """Moves that only make sense together."""
 
-    entering: tuple[int, WaitingJob, OpenGpu] | None = None
-    """A waiting job with its place in the queue and its GPU: the first one of `moves` leaves that. None if a placed job
-    begins the chain."""
-    moves: tuple[Move, ...] = ()
+    moves: tuple[Move, ...]
     """In the order in which they can be made, circles apart."""
-    gain_permille: int = 0
-    """What the moves gain, what they cost deducted; without that of the entering job."""
-    permille: int = 0
-    """Normalized throughput of the entering job."""
-
-    @property
-    def gpus(self) -> Iterator[tuple[str, str]]:
-        """Places of the GPUs that it gives to somebody."""
-        if self.entering is not None:
-            yield self.entering[2].place
-        for move in self.moves:
-            yield move.target.place
+    gain_permille: int
+    """What they gain together, what they cost deducted."""
+    entry: Entry | None = None
+    """A waiting job that gets the GPU which the last of the moves leaves; None if a placed job began the chain."""
 
 
-class _Entry(msgspec.Struct, frozen=True):
-    """Somebody gets a GPU."""
+class Steps(msgspec.Struct, frozen=True, kw_only=True):
+    """How the members come to what the plan says."""
 
-    job_class: int
-    gpu_class: int
-    gpu: OpenGpu
-    waiting: tuple[int, WaitingJob] | None
-    placed: tuple[int, PlacedJob] | None
-    """With the GPU class that it leaves."""
+    entries: list[Entry]
+    """Waiting jobs that get a free GPU, in queue order."""
+    chains: list[Chain]
+    placed_permille: int
+    """Normalized throughput of all placed jobs as they are now, summed."""
 
 
-def chains(classes: Classes, counts: Integers, policy: MatchingPolicy) -> tuple[list[Chain], int]:
-    """Choose members for a plan; also sum the normalized throughput of placed jobs as they are, in thousandths."""
+class _Mover(msgspec.Struct, frozen=True):
+    """A placed job changes its GPU."""
+
+    job: PlacedJob
+    target: OpenGpu
+    source_permille: int
+    target_permille: int
+
+
+def steps(classes: Classes, counts: Integers, policy: MatchingPolicy) -> Steps:
+    """Choose members for a plan: how many jobs of each class get GPUs of each class."""
     leaving = [_leaving(job_class, counts[number], policy) for number, job_class in enumerate(classes.jobs)]
-    occupant = {job.gpu: job.key for jobs in leaving for _, job in jobs}
-    kept = {
-        job.gpu for job_class in classes.jobs for jobs in job_class.placed.values() for job in jobs
-    } - occupant.keys()
-    entries = _entries(classes, counts, leaving, kept, occupant)
-    before = sum(
-        len(jobs) * int(classes.permille[number, at])
-        for number, job_class in enumerate(classes.jobs)
-        for at, jobs in job_class.placed.items()
+    vacated = {job.gpu for jobs in leaving for _, job in jobs}
+    slots = _slots(classes, counts, vacated)
+    entries: list[Entry] = []
+    movers: dict[Place, _Mover] = {}
+    for number, job_class in enumerate(classes.jobs):
+        permille: list[int] = classes.permille[number].tolist()
+        gpus = iter(slots[number])
+        for place, job in job_class.waiting[: len(slots[number]) - len(leaving[number])]:
+            at, gpu = next(gpus)
+            entries.append(Entry(place, job, gpu, permille[at]))
+        for (source, placed), (at, gpu) in zip(leaving[number], gpus, strict=True):
+            movers[placed.gpu] = _Mover(placed, gpu, permille[source], permille[at])
+    entries.sort(key=lambda entry: entry.place)
+    behind = [entry for entry in entries if entry.gpu.place in vacated] if vacated else []
+    return Steps(
+        entries=[entry for entry in entries if entry.gpu.place not in vacated] if vacated else entries,
+        chains=list(_chains(behind, movers, policy)),
+        placed_permille=sum(
+            len(placed) * int(classes.permille[number, at])
+            for number, job_class in enumerate(classes.jobs)
+            for at, placed in job_class.placed.items()
+        ),
     )
-    return list(_chains(entries, classes, policy)), before
 
 
 def _leaving(job_class: JobClass, counts: Integers, policy: MatchingPolicy) -> list[tuple[int, PlacedJob]]:
@@ -80,87 +103,71 @@ def _leaving(job_class: JobClass, counts: Integers, policy: MatchingPolicy) -> l
     ]
 
 
-def _entries(
-    classes: Classes,
-    counts: Integers,
-    leaving: Sequence[Sequence[tuple[int, PlacedJob]]],
-    kept: set[tuple[str, str]],
-    occupant: dict[tuple[str, str], JobKey],
-) -> list[_Entry]:
-    """Hand the GPUs of each class out to those who enter it."""
-    left = [
-        deque(sorted((gpu for gpu in found.members if gpu.place not in kept), key=lambda gpu: gpu.place in occupant))
-        for found in classes.gpus
-    ]
-    entering: list[tuple[int, int, int]] = []
+def _slots(classes: Classes, counts: Integers, vacated: set[Place]) -> list[list[tuple[int, OpenGpu]]]:
+    """Hand out to each job class the GPUs that its members enter, each with its class: free ones come first."""
+    occupied = {job.gpu for job_class in classes.jobs for jobs in job_class.placed.values() for job in jobs}
+    left = [deque(_enterable(members.members, occupied, vacated)) for members in classes.gpus]
+    coming: list[tuple[int, int, int, int]] = []
     for number, job_class in enumerate(classes.jobs):
         first = job_class.waiting[0][0] if job_class.waiting else sys.maxsize
-        for at in counts[number].nonzero()[0].tolist():
-            coming = int(counts[number, at]) - len(job_class.placed.get(at, ()))
-            if coming > 0:
-                entering.append((first, number, at))
-    slots: list[list[tuple[int, OpenGpu]]] = [[] for _ in classes.jobs]
-    for _, number, at in sorted(entering):
-        coming = int(counts[number, at]) - len(classes.jobs[number].placed.get(at, ()))
-        slots[number].extend((at, left[at].popleft()) for _ in range(coming))
-    entries: list[_Entry] = []
-    for number, found in enumerate(slots):
-        movers = leaving[number]
-        found.sort(key=lambda slot: slot[1].place in occupant)
-        waiting = classes.jobs[number].waiting[: len(found) - len(movers)]
-        for (at, gpu), job in zip(found, waiting, strict=False):
-            entries.append(_Entry(number, at, gpu, job, None))
-        for (at, gpu), mover in zip(found[len(waiting) :], movers, strict=True):
-            entries.append(_Entry(number, at, gpu, None, mover))
-    return entries
-
-
-def _chains(entries: Sequence[_Entry], classes: Classes, policy: MatchingPolicy) -> Iterator[Chain]:
-    mover_from = {entry.placed[1].gpu: entry for entry in entries if entry.placed is not None}
-    entered = {entry.gpu.place for entry in entries}
-    begun = [entry for entry in entries if entry.placed is None or entry.placed[1].gpu not in entered]
-    done: set[tuple[str, str]] = set()
-    for entry in [*begun, *mover_from.values()]:
-        if entry.gpu.place in done:
-            continue
-        steps: list[_Entry] = []
-        step: _Entry | None = entry
-        while step is not None and step.gpu.place not in done:
-            done.add(step.gpu.place)
-            steps.append(step)
-            step = mover_from.get(step.gpu.place)
-        yield _chain(steps, mover_from, classes, policy)
-
-
-def _chain(
-    steps: Sequence[_Entry],
-    mover_from: dict[tuple[str, str], _Entry],
-    classes: Classes,
-    policy: MatchingPolicy,
-) -> Chain:
-    moves: list[Move] = []
-    gain_permille = 0
-    for step in reversed(steps):
-        if step.placed is None:
-            continue
-        at, job = step.placed
-        in_the_way = mover_from.get(step.gpu.place)
-        move = Move(
-            key=job.key,
-            source=job.gpu,
-            target=step.gpu,
-            source_permille=int(classes.permille[step.job_class, at]),
-            target_permille=int(classes.permille[step.job_class, step.gpu_class]),
-            after=in_the_way.placed[1].key if in_the_way is not None and in_the_way.placed is not None else None,
+        row: list[int] = counts[number].tolist()
+        coming.extend(
+            (first, number, at, count)
+            for at in counts[number].nonzero()[0].tolist()
+            if (count := row[at] - len(job_class.placed.get(at, ()))) > 0
         )
-        moves.append(move)
-        gain_permille += move.target_permille - move.source_permille - policy.move_permille(job)
-    first = steps[0]
-    if first.waiting is None:
-        return Chain(moves=tuple(moves), gain_permille=gain_permille)
+    slots: list[list[tuple[int, OpenGpu]]] = [[] for _ in classes.jobs]
+    for _, number, at, count in sorted(coming):
+        slots[number].extend((at, left[at].popleft()) for _ in range(count))
+    if vacated:
+        for found in slots:
+            found.sort(key=lambda slot: slot[1].place in vacated)
+    return slots
+
+
+def _enterable(members: Sequence[OpenGpu], occupied: set[Place], vacated: set[Place]) -> Sequence[OpenGpu]:
+    if not occupied:
+        return members
+    free = [gpu for gpu in members if gpu.place not in occupied]
+    return [*free, *(gpu for gpu in members if gpu.place in vacated)]
+
+
+def _chains(entries: Sequence[Entry], movers: dict[Place, _Mover], policy: MatchingPolicy) -> Iterator[Chain]:
+    """Follow each mover to the one whose GPU it gets."""
+    left = dict(movers)
+    for entry in entries:
+        yield _chain(_follow(entry.gpu.place, left), policy, entry)
+    entered = {mover.target.place for mover in left.values()}
+    for source in [*(source for source in left if source not in entered), *left]:
+        if source in left:
+            yield _chain(_follow(source, left), policy)
+
+
+def _follow(source: Place, left: dict[Place, _Mover]) -> list[_Mover]:
+    """Take out the mover that leaves this GPU, the one that makes way for it, and so on."""
+    found: list[_Mover] = []
+    while (mover := left.pop(source, None)) is not None:
+        found.append(mover)
+        source = mover.target.place
+    return found
+
+
+def _chain(movers: Sequence[_Mover], policy: MatchingPolicy, entry: Entry | None = None) -> Chain:
+    in_the_way = {mover.job.gpu: mover.job.key for mover in movers}
     return Chain(
-        entering=(*first.waiting, first.gpu),
-        moves=tuple(moves),
-        gain_permille=gain_permille,
-        permille=int(classes.permille[first.job_class, first.gpu_class]),
+        moves=tuple(
+            Move(
+                key=mover.job.key,
+                source=mover.job.gpu,
+                target=mover.target,
+                source_permille=mover.source_permille,
+                target_permille=mover.target_permille,
+                after=in_the_way.get(mover.target.place),
+            )
+            for mover in reversed(movers)
+        ),
+        gain_permille=sum(
+            mover.target_permille - mover.source_permille - policy.move_permille(mover.job) for mover in movers
+        ),
+        entry=entry,
     )

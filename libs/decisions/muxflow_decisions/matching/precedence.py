@@ -12,7 +12,6 @@ can be placed beside all those taken before is best for everybody, in that order
 from __future__ import annotations
 
 import sys
-from bisect import bisect_left
 from collections.abc import Sequence
 
 import msgspec
@@ -44,17 +43,13 @@ class Precedence(msgspec.Struct, frozen=True, kw_only=True):
 
 def decide(classes: Classes) -> Precedence:
     """Choose the jobs. CertificateError if the choice cannot be proved."""
-    queue = np.array(
-        sorted((place, number) for number, found in enumerate(classes.jobs) for place, _ in found.waiting),
-        dtype=np.int64,
-    ).reshape(-1, 2)
     counts = np.array([found.placed_count for found in classes.jobs], dtype=np.int64)
     room = Room(classes)
     closures: list[Closure] = []
-    blocks = [queue]
+    blocks = [_queue(classes)]
     while blocks:
         block = blocks.pop()
-        demand = np.bincount(block[:, 1], minlength=len(counts))
+        demand = np.bincount(block[:, 0], minlength=len(counts))
         attempt = room.copy()
         shut = attempt.take(demand)
         if shut is None:
@@ -64,12 +59,25 @@ def decide(classes: Classes) -> Precedence:
             half = len(block) // 2
             blocks += [block[half:], block[:half]]
         else:
-            closures.append(Closure(place=int(block[0, 0]), job_classes=shut.job_classes, gpu_classes=shut.gpu_classes))
+            closures.append(Closure(place=int(block[0, 1]), job_classes=shut.job_classes, gpu_classes=shut.gpu_classes))
             closed = np.isin(np.arange(len(counts)), shut.job_classes)
-            blocks = [left for each in blocks if len(left := each[~closed[each[:, 1]]])]
+            blocks = [left for each in blocks if len(left := each[~closed[each[:, 0]]])]
     found = Precedence(counts=counts, closures=tuple(closures))
     check(classes, found)
     return found
+
+
+def _queue(classes: Classes) -> Integers:
+    """List the job class and the place of each waiting job, in queue order."""
+    places = _places(classes)
+    numbers = np.repeat(np.arange(len(places)), [len(found) for found in places])
+    queue = np.stack([numbers, np.concatenate([np.zeros(0, dtype=np.int64), *places])], axis=1)
+    return queue[np.argsort(queue[:, 1])]
+
+
+def _places(classes: Classes) -> list[Integers]:
+    """List the places in the queue that each job class has."""
+    return [np.array([place for place, _ in found.waiting], dtype=np.int64) for found in classes.jobs]
 
 
 def check(classes: Classes, found: Precedence) -> None:
@@ -78,8 +86,8 @@ def check(classes: Classes, found: Precedence) -> None:
     That all who are taken do have places is shown by the plan that gives them some.
     """
     taken = [
-        [place for place, _ in job_class.waiting[: count - job_class.placed_count]]
-        for job_class, count in zip(classes.jobs, found.counts.tolist(), strict=True)
+        places[: count - job_class.placed_count]
+        for places, job_class, count in zip(_places(classes), classes.jobs, found.counts.tolist(), strict=True)
     ]
     shut_from: dict[int, int] = {}
     for closure in found.closures:
@@ -92,7 +100,7 @@ def check(classes: Classes, found: Precedence) -> None:
             raise CertificateError(f"it is not shown why {left_out[0][1].key} waits")
 
 
-def _check_closure(classes: Classes, closure: Closure, taken: Sequence[Sequence[int]]) -> None:
+def _check_closure(classes: Classes, closure: Closure, taken: Sequence[Integers]) -> None:
     """Check that jobs ahead of the place, of these classes, fill all that such jobs may be given."""
     inside = np.zeros(len(classes.gpus), dtype=np.bool_)
     inside[closure.gpu_classes] = True
@@ -101,7 +109,7 @@ def _check_closure(classes: Classes, closure: Closure, taken: Sequence[Sequence[
     most = int(classes.sizes[closure.gpu_classes].sum())
     ahead = 0
     for number in closure.job_classes.tolist():
-        ahead += classes.jobs[number].placed_count + bisect_left(taken[number], closure.place)
+        ahead += classes.jobs[number].placed_count + int(np.searchsorted(taken[number], closure.place))
         most += sum(len(jobs) for at, jobs in classes.jobs[number].placed.items() if not inside[at])
     if ahead != most:
         raise CertificateError(f"{ahead} jobs are ahead of one that was left out, and there is room for {most}")

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from msgspec.structs import replace
 
 from muxflow_decisions.matching import flow, precedence
 from muxflow_decisions.matching.classes import classify
-from muxflow_decisions.matching.members import Chain, chains
+from muxflow_decisions.matching.flow import Prices
+from muxflow_decisions.matching.members import Chain, Steps, steps
 from muxflow_decisions.matching.model import Need, Offer
 from muxflow_decisions.matching.participants import Participants, participants
 from muxflow_decisions.matching.problem import Matching, Problem, Summary
+
+
+class Solver:
+    """Solves problems one after the other, the later ones faster: most of a fleet is as it was a minute ago."""
+
+    def __init__(self) -> None:
+        self._prices: Prices = {}
+
+    def solve(self, problem: Problem) -> Matching:
+        """Do as `solve` does. Where several matchings are the best, it may be another one."""
+        matching, prices = _solve(problem, self._prices)
+        self._prices = prices or self._prices
+        return matching
 
 
 def solve(problem: Problem) -> Matching:
@@ -27,6 +40,10 @@ def solve(problem: Problem) -> Matching:
 
     Raises CertificateError should the solver be wrong, ValueError if two placed jobs share a GPU.
     """
+    return _solve(problem, {})[0]
+
+
+def _solve(problem: Problem, prices: Prices) -> tuple[Matching, Prices]:
     found = participants(problem)
     classes = classify(problem, found)
     summary = Summary(
@@ -38,45 +55,67 @@ def solve(problem: Problem) -> Matching:
     )
     settled = tuple((job.key, gpu) for job, gpu in found.settled)
     if not classes.jobs:
-        return Matching(assignments=settled, summary=summary)
+        return Matching(assignments=settled, summary=summary), {}
     chosen = precedence.decide(classes)
-    plan = flow.plan(classes, chosen.counts, problem.policy)
-    possible, placed_permille = chains(classes, plan.counts, problem.policy)
+    plan = flow.plan(classes, chosen.counts, problem.policy, prices)
+    possible = steps(classes, plan.counts, problem.policy)
     made, rest = _made(possible, problem, found)
+    entries = [*made.entries, *(chain.entry for chain in made.chains if chain.entry)]
+    moves = tuple(move for chain in made.chains for move in chain.moves)
     summary = replace(
         summary,
-        throughput_permille=summary.throughput_permille + placed_permille + sum(map(_gained_permille, made)),
-        planned_moves=sum(len(chain.moves) for chain in possible),
+        throughput_permille=summary.throughput_permille
+        + possible.placed_permille
+        + sum(move.target_permille - move.source_permille for move in moves)
+        + sum(entry.permille for entry in entries)
+        + rest.summary.throughput_permille,
+        planned_moves=sum(len(chain.moves) for chain in possible.chains),
         cost=plan.certificate.cost,
         bound=plan.certificate.bound,
     )
-    return _joined(made, Matching(assignments=settled, summary=summary), rest)
+    matching = Matching(
+        assignments=(*settled, *((entry.job.key, entry.gpu) for entry in made.entries), *rest.assignments),
+        moves=moves,
+        promised=tuple((chain.entry.job.key, chain.entry.gpu) for chain in made.chains if chain.entry),
+        summary=summary,
+    )
+    return matching, plan.prices
 
 
-def _made(possible: Sequence[Chain], problem: Problem, found: Participants) -> tuple[list[Chain], Matching]:
-    """Choose the chains that are carried out; also match anew those whose chain is not."""
+def _made(possible: Steps, problem: Problem, found: Participants) -> tuple[Steps, Matching]:
+    """Choose the steps that are made; also match anew the waiting jobs that would need others.
+
+    What the queue needs comes first, in its order, then what gains most for each move.
+    """
     left = problem.policy.moves_max
-    made: list[Chain] = []
-    for chain in sorted((each for each in possible if each.entering), key=_place_in_queue):
+    chains: list[Chain] = []
+    for chain in sorted((each for each in possible.chains if each.entry), key=_place_in_queue):
         if len(chain.moves) > left:
+            made = Steps(
+                entries=[entry for entry in possible.entries if entry.place < _place_in_queue(chain)],
+                chains=chains,
+                placed_permille=possible.placed_permille,
+            )
+            rest = _without_moves(problem, found, made)
             break
-        made.append(chain)
+        chains.append(chain)
         left -= len(chain.moves)
-    rest = Matching()
-    if len(made) < sum(chain.entering is not None for chain in possible):
-        rest = _without_moves(problem, found, made)
+    else:
+        made, rest = replace(possible, chains=chains), Matching()
     given = {gpu.place for _, gpu in rest.assignments}
-    for chain in sorted((each for each in possible if not each.entering), key=_gain_per_move):
-        if len(chain.moves) <= left and given.isdisjoint(chain.gpus):
-            made.append(chain)
+    for chain in sorted((each for each in possible.chains if not each.entry), key=_gain_per_move):
+        if len(chain.moves) <= left and given.isdisjoint(move.target.place for move in chain.moves):
+            chains.append(chain)
             left -= len(chain.moves)
     return made, rest
 
 
-def _without_moves(problem: Problem, found: Participants, made: Iterable[Chain]) -> Matching:
-    """Match the waiting jobs that nothing was done for with the GPUs that are free."""
-    served = {chain.entering[1].key for chain in made if chain.entering}
-    given = {place for chain in made for place in chain.gpus}
+def _without_moves(problem: Problem, found: Participants, made: Steps) -> Matching:
+    """Match the waiting jobs for which nothing was done with the GPUs that are free."""
+    entries = [*made.entries, *(chain.entry for chain in made.chains if chain.entry)]
+    served = {entry.job.key for entry in entries}
+    given = {entry.gpu.place for entry in entries}
+    given |= {move.target.place for chain in made.chains for move in chain.moves}
     return solve(
         replace(
             problem,
@@ -88,15 +127,11 @@ def _without_moves(problem: Problem, found: Participants, made: Iterable[Chain])
 
 
 def _place_in_queue(chain: Chain) -> int:
-    return chain.entering[0] if chain.entering else -1
+    return chain.entry.place if chain.entry else -1
 
 
 def _gain_per_move(chain: Chain) -> tuple[Fraction, tuple[str, str]]:
     return (-Fraction(chain.gain_permille, len(chain.moves)), chain.moves[0].key)
-
-
-def _gained_permille(chain: Chain) -> int:
-    return chain.permille + sum(move.target_permille - move.source_permille for move in chain.moves)
 
 
 def _unchanged_permille(problem: Problem, found: Participants) -> int:
@@ -104,20 +139,3 @@ def _unchanged_permille(problem: Problem, found: Participants) -> int:
     pairs: Counter[tuple[Need, Offer]] = Counter((job.need, gpu.offer) for job, gpu in found.kept)
     pairs.update((job.need, gpu.offer) for job, gpu in found.settled)
     return sum(count * problem.speeds.permille_of(need, offer) for (need, offer), count in pairs.items())
-
-
-def _joined(made: Sequence[Chain], settled: Matching, rest: Matching) -> Matching:
-    entering = sorted((*chain.entering, not chain.moves) for chain in made if chain.entering)
-    return Matching(
-        assignments=(
-            *settled.assignments,
-            *((job.key, gpu) for _, job, gpu, free in entering if free),
-            *rest.assignments,
-        ),
-        moves=tuple(move for chain in made for move in chain.moves),
-        promised=tuple((job.key, gpu) for _, job, gpu, free in entering if not free),
-        summary=replace(
-            settled.summary,
-            throughput_permille=settled.summary.throughput_permille + rest.summary.throughput_permille,
-        ),
-    )
