@@ -205,7 +205,7 @@ class _Scale(msgspec.Struct, frozen=True):
     @classmethod
     def up_to(cls, most: float, *, least_step: float = 0.0) -> _Scale:
         """Find round numbers that hold this value."""
-        most = most if most > 0 else 1.0
+        most = most if most >= 1e-6 else 1.0  # what is smaller is nothing
         raw = max(most / _TICKS, least_step)
         size = 10 ** math.floor(math.log10(raw))
         step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= raw * 0.999)

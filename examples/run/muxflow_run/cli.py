@@ -46,7 +46,7 @@ examples:
 
 def main() -> None:
     """Run, and exit: 0 when the run itself worked, 1 when not, 2 for wrong arguments, 130 after Ctrl-C."""
-    options = _parse(sys.argv[1:])
+    options = parsed(sys.argv[1:])
     if options.compare:
         try:
             Console(highlight=False).print(compare.table(options.compare))
@@ -56,7 +56,8 @@ def main() -> None:
     sys.exit(_run(options))
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def parsed(words: list[str]) -> argparse.Namespace:
+    """Read the command line; what is wrong with it ends the program."""
     parser = argparse.ArgumentParser(
         prog="python examples/run",
         description="Run the whole of MuxFlow on this machine, measure it, and write run.json and run.html.",

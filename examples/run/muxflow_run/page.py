@@ -163,7 +163,8 @@ def _job_tables(phase: PhaseFigures) -> list[Element]:
             f"{each.from_s:.1f} to {'-' if each.to_s is None else f'{each.to_s:.1f}'}",
             number(each.sm_share_pct),
             _predicted(each),
-            number(each.measured),
+            f"{number(each.measured)}{f', {each.measured_by}' if each.measured_by else ''}",
+            number(each.corun),
             number(each.work_per_s),
         )
         for each in phase.placements
@@ -183,7 +184,17 @@ def _job_tables(phase: PhaseFigures) -> list[Element]:
         )
         for each in phase.solves
     ]
-    placed_head = ("attempt", "GPU, service", "purpose", "s", "SM share %", "predicted", "measured", "work per s")
+    placed_head = (
+        "attempt",
+        "GPU, service",
+        "purpose",
+        "s",
+        "SM share %",
+        "predicted",
+        "measured",
+        "co-run profile",
+        "work per s",
+    )
     solved_head = (*("solve", "jobs", "GPUs", "placed", "moved", "throughput", "cost", "bound", "certificate", "ms"),)
     return [
         element("details", element("summary", "Placements"), table(placed_head, placed)),

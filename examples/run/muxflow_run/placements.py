@@ -12,6 +12,8 @@ SETTLE_NS: Final = 1_000_000_000
 """What an attempt does in its first second, it does to begin."""
 SHORTEST_NS: Final = 3_000_000_000
 """A shorter time says nothing of how fast an attempt is."""
+FEWEST: Final = 3
+"""Nor do fewer readings."""
 
 
 def figures(seen: Observation) -> tuple[PlacementFigures, ...]:
@@ -22,6 +24,7 @@ def figures(seen: Observation) -> tuple[PlacementFigures, ...]:
 def _placement(seen: Observation, stay: Stay) -> PlacementFigures:
     gpu = seen.gpus[stay.gpu]
     predicted = seen.predictions.get(stay.key)
+    measured, measured_by = _measured(seen, stay)
     return PlacementFigures(
         job=stay.job,
         size=_size(seen, stay),
@@ -36,7 +39,9 @@ def _placement(seen: Observation, stay: Stay) -> PlacementFigures:
         predicted_low=None if predicted is None else round(predicted.low, 3),
         predicted_high=None if predicted is None else round(predicted.high, 3),
         basis=None if predicted is None else predicted.basis,
-        measured=_measured(seen, stay),
+        measured=measured,
+        measured_by=measured_by,
+        corun=_corun(seen, stay),
         work_per_s=_work_per_s(seen, stay),
     )
 
@@ -62,11 +67,24 @@ def _span(seen: Observation, stay: Stay) -> tuple[int, int] | None:
     return (start_ns, end_ns) if end_ns - start_ns >= SHORTEST_NS else None
 
 
-def _measured(seen: Observation, stay: Stay) -> float | None:
-    """Launches per second in the window, relative to when jobs of its key were measured alone on that kind."""
+def _measured(seen: Observation, stay: Stay) -> tuple[float | None, str | None]:
+    """What it got relative to running alone, and by what that was measured."""
+    key, kind = f"{TENANT}/{_size(seen, stay)}", seen.gpus[stay.gpu].kind
+    profiles = {each.gpu_kind: each for (of, _), each in seen.profiles().items() if of == key}
+    if (alone := profiles.get(kind)) is not None and alone.launches_per_s:
+        launches_per_s = _launches_per_s(seen, stay)
+        if launches_per_s is not None:
+            return round(launches_per_s / alone.launches_per_s, 3), "launches"
+    work_per_s = _work_per_s(seen, stay)
+    busy = [each.busy_permille for each in profiles.values() if each.busy_permille]
+    if work_per_s is None or not busy:
+        return None, None
+    return round(work_per_s / (busy[0] / 1000), 3), "device log"
+
+
+def _launches_per_s(seen: Observation, stay: Stay) -> float | None:
     span = _span(seen, stay)
-    profile = seen.profiles().get((f"{TENANT}/{_size(seen, stay)}", seen.gpus[stay.gpu].kind))
-    if span is None or profile is None or not profile.launches_per_s:
+    if span is None:
         return None
     counted = [
         (at_ns, usage.launches)
@@ -74,10 +92,21 @@ def _measured(seen: Observation, stay: Stay) -> float | None:
         for usage in sample.offline
         if (usage.job, usage.attempt) == stay.key and span[0] <= at_ns < span[1]
     ]
-    if len(counted) < 3:
+    if len(counted) < FEWEST:
         return None
     (first_ns, first), (last_ns, last) = counted[0], counted[-1]
-    return round((last - first) / ((last_ns - first_ns) / 1e9) / profile.launches_per_s, 3)
+    return (last - first) / ((last_ns - first_ns) / 1e9)
+
+
+def _corun(seen: Observation, stay: Stay) -> float | None:
+    gpu = seen.gpus[stay.gpu]
+    pair = (f"{TENANT}/{_size(seen, stay)}", gpu.service.name if gpu.service else None, gpu.kind)
+    found = [
+        event.normalized_throughput
+        for _, event in seen.events("profiles.corun")
+        if (event.offline_key, event.workload, event.gpu_kind) == pair and event.normalized_throughput is not None
+    ]
+    return round(found[-1], 3) if found else None
 
 
 def _work_per_s(seen: Observation, stay: Stay) -> float | None:

@@ -115,7 +115,12 @@ class PlacementFigures(msgspec.Struct, frozen=True, kw_only=True):
     basis: str | None
     """What the prediction came from: measured, model, assumed."""
     measured: float | None
-    """Its launches per second in the window / those when it was measured alone on that kind of GPU."""
+    """What it got in the window, relative to when jobs of its key were measured alone."""
+    measured_by: str | None
+    """``launches``: its launches per second / those alone on that kind of GPU. ``device log``: where they were measured
+    on another kind only, work per second / the share of time that they kept that one busy."""
+    corun: float | None
+    """The profiler's newest word on its key beside that service on that kind of GPU."""
     work_per_s: float | None
     """Seconds of undisturbed device time that it got done per second in the window (device log)."""
 
