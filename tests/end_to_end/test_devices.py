@@ -24,7 +24,10 @@ from muxflow.supervisor.hardware import run_directory
 from workloads import OnlineService, lost
 
 DEADLINE_S = 20.0
-SIMULATE = ("--simulate", "T4", "--simulate", "A100", "--node", "node.1")
+SIMULATE = (
+    *("--simulate", "T4", "--simulate", "A100", "--node", "node.1"),
+    *("--set", "scheduler.profiling=false"),  # jobs that only sleep would be measured for a minute
+)
 
 
 @pytest.fixture(scope="module")

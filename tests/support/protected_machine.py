@@ -108,10 +108,13 @@ class ProtectedMachine(Machine):
         self._environments: dict[tuple[int, bool], dict[str, str]] = {}
 
     def simulate(self, *kinds: str, policy: Mapping[str, float] | None = None, **settings: float) -> None:
-        """Start it with these GPUs. `policy` is the monitor's; settings are as ``evictor__policy__x=1``."""
+        """Start it with these GPUs. `policy` is the monitor's; settings are as ``evictor__policy__x=1``.
+
+        Jobs are not measured first, so that they begin as they go on: beside the online side.
+        """
         words = [word for kind in kinds for word in ("--simulate", kind)]
         policies = {f"monitor__policy__{key}": value for key, value in (policy or {}).items()}
-        for key, value in {**settings, **policies}.items():
+        for key, value in {"scheduler__profiling": False, **settings, **policies}.items():
             words += ["--set", f"{key.replace('__', '.')}={json.dumps(value)}"]
         self.start(*words)
         until(

@@ -147,7 +147,12 @@ class ScriptedNode:
         await self.bus.publish(DEVICES_STATE, event, node=NODE, gpu=gpu)
 
     async def serves(
-        self, gpu: str, workload: str, activity_peak_pct: float | None, *, uncovered_peak_pct: float | None = None
+        self,
+        gpu: str,
+        workload: str | None,
+        activity_peak_pct: float | None,
+        *,
+        uncovered_peak_pct: float | None = None,
     ) -> None:
         """Tell of the online side of one GPU."""
         event = OnlineState(

@@ -37,6 +37,9 @@ LEASES = {
 }
 """T is 2 s in tests."""
 
+_ALONE = (Role.PROVISIONER, Role.SCHEDULER, Role.PROFILER, Role.PREDICTOR, Role.OPERATOR, Role.OBSERVER)
+"""Roles that are bound to nothing."""
+
 
 class Service:
     """One service process; it can be killed and started again."""
@@ -85,7 +88,7 @@ class World:
         self.nodes = nodes
         self.credentials = root / "credentials"
         self.principals = (
-            *(Principal(role=role) for role in (Role.PROVISIONER, Role.SCHEDULER, Role.OPERATOR, Role.OBSERVER)),
+            *(Principal(role=role) for role in _ALONE),
             Principal(role=Role.USER, bound_to="default"),
             *(Principal(role=Role.NODE, bound_to=node) for node in nodes),
         )

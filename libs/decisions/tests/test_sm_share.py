@@ -82,5 +82,11 @@ def test_a_forecast_counts_while_it_holds_and_then_the_peak_that_was_seen(
     assert expected_peak_pct(found, recent_peak_pct=40.0, now_ns=now_ns) == expected
 
 
+@pytest.mark.parametrize(("uncovered_pct", "expected"), [(0.0, 0.0), (15.0, 15.0), (40.0, 70.0), (None, 70.0)])
+def test_what_beacons_announce_needs_no_sms_left_free(uncovered_pct: float | None, expected: float) -> None:
+    peak_pct = expected_peak_pct(forecast(70.0), recent_peak_pct=40.0, uncovered_peak_pct=uncovered_pct, now_ns=999)
+    assert peak_pct == expected
+
+
 def test_nothing_known_stays_unknown() -> None:
     assert expected_peak_pct(None, recent_peak_pct=None, now_ns=1) is None

@@ -24,8 +24,13 @@ from muxflow.contracts import (
     NodesQuery,
     NodesReply,
     NodeSummary,
+    QueuedJob,
+    QueueQuery,
+    QueueReply,
 )
+from muxflow_decisions.matching import FleetView
 from muxflow_scheduler.desired import GpuKey
+from muxflow_scheduler.explaining import Explaining
 from muxflow_scheduler.fleet import Node
 from muxflow_scheduler.term import Term
 
@@ -35,6 +40,7 @@ class Answers:
 
     def __init__(self, term: Term) -> None:
         self._term = term
+        self._explaining = Explaining(term)
 
     async def jobs(self, message: Message[JobsQuery]) -> JobsReply:
         """List jobs of one tenant, or of all for operators."""
@@ -58,8 +64,26 @@ class Answers:
         waits = record.state is JobState.PENDING
         return JobReply(
             record=record,
-            waiting=self._term.why_waiting(record) if waits else None,
-            queue_position=self._term.queue_position(record) if waits else None,
+            waiting=self._explaining.why_waiting(record) if waits else None,
+            queue_position=self._term.queue.position(record) if waits else None,
+            profile=self._explaining.profile(record),
+            speed=self._explaining.speed(record),
+            options=self._explaining.options(record),
+        )
+
+    async def queue(self, message: Message[QueueQuery]) -> QueueReply:
+        """List waiting jobs of one tenant, or of all for operators, who are told of the solves too."""
+        query, tenant = message.event, message.names["tenant"]
+        view = self._term.offers.view()
+        waiting = [
+            (position, record)
+            for position, job in enumerate(self._term.queue.in_order())
+            if tenant in (job.key[0], ALL_TENANTS) and (record := self._term.ledger.get(job.key)) is not None
+        ]
+        return QueueReply(
+            jobs=tuple(self._queued(record, position, view) for position, record in waiting[: query.limit]),
+            total=len(waiting),
+            solves=tuple(self._term.placing.solves) if tenant == ALL_TENANTS else (),
         )
 
     async def nodes(self, _message: Message[NodesQuery]) -> NodesReply:
@@ -74,7 +98,7 @@ class Answers:
         return sorted(self._term.fleet.nodes.values(), key=lambda node: node.name)
 
     def _summary(self, record: JobRecord) -> JobSummary:
-        reason = self._term.why_waiting(record) if record.state is JobState.PENDING else record.reason
+        reason = self._explaining.why_waiting(record) if record.state is JobState.PENDING else record.reason
         return JobSummary(
             tenant=record.tenant,
             job=record.job,
@@ -87,6 +111,19 @@ class Answers:
             submitted_ns=record.submitted_ns,
             changed_ns=record.changed_ns,
             last_exit=record.last_exit,
+        )
+
+    def _queued(self, record: JobRecord, position: int, view: FleetView) -> QueuedJob:
+        return QueuedJob(
+            tenant=record.tenant,
+            job=record.job,
+            position=position,
+            priority=record.spec.priority,
+            memory_bytes=record.spec.gpu.memory_bytes,
+            kinds=record.spec.gpu.kinds,
+            since_ns=record.changed_ns,
+            waiting=self._explaining.why_waiting(record, view=view, position=position),
+            profiled=record.profiled,
         )
 
     def _node(self, node: Node) -> NodeSummary:
@@ -129,8 +166,8 @@ class Answers:
             gpu=gpu,
             alive=self._term.fleet.alive(node),
             watched=watched,
-            closed=self._term.why_closed(node, gpu),
-            next_sm_share_pct=self._term.sm_share(key),
+            closed=self._explaining.why_closed(node, gpu),
+            next_sm_share_pct=self._term.offers.sm_share(key),
         )
         if state is not None:
             summary = replace(
@@ -151,6 +188,12 @@ class Answers:
                 latency_target_ms=online.latency_target_ms,
                 activity_peak_pct=online.activity_peak_pct,
             )
+            if (profile := self._term.profiles.online(online.workload, gpu.kind)) is not None:
+                summary = replace(
+                    summary,
+                    forecast_peak_pct=profile.forecast_peak_pct,
+                    forecast_until_ns=profile.forecast_until_ns,
+                )
         if (record := self._occupant(node, gpu)) is not None:
             summary = replace(
                 summary,

@@ -20,12 +20,14 @@ _STATE_LATE_S: Final = 30.0
 class Devices:
     """Newest state of every watched device and of the online side on it.
 
-    `on_change` is called when work may be placed that could not be before.
+    `on_change` is called when work may be placed that could not be before, and `on_online` with a GPU on which another
+    online workload is from now on, or none any more.
     """
 
-    def __init__(self, bus: Bus, *, on_change: Callable[[], None]) -> None:
+    def __init__(self, bus: Bus, *, on_change: Callable[[], None], on_online: Callable[[GpuKey], None]) -> None:
         self._bus = bus
         self._on_change = on_change
+        self._on_online = on_online
         self._readers: list[Reader] = []
         self._states: dict[GpuKey, DeviceState] = {}
         self._online: dict[GpuKey, OnlineState] = {}
@@ -79,4 +81,7 @@ class Devices:
             self._on_change()
 
     def _online_told(self, message: Message[OnlineState]) -> None:
-        self._online[GpuKey(message.names["node"], message.names["gpu"])] = message.event
+        key = GpuKey(message.names["node"], message.names["gpu"])
+        before, self._online[key] = self._online.get(key), message.event
+        if before is None or before.workload != message.event.workload:
+            self._on_online(key)

@@ -15,13 +15,14 @@ from typing import Final
 
 from muxflow.bus import Bus, BusError
 from muxflow.contracts import LeaderLease
-from muxflow.contracts.catalogue import BUCKET_LEADER, QUERY_DEVICES, QUERY_JOB, QUERY_JOBS, QUERY_NODES
+from muxflow.contracts.catalogue import BUCKET_LEADER, QUERY_DEVICES, QUERY_JOB, QUERY_JOBS, QUERY_NODES, QUERY_QUEUE
 from muxflow.health import Health
 from muxflow.service import Service
 from muxflow_scheduler.answers import Answers
 from muxflow_scheduler.ledger import Superseded
 from muxflow_scheduler.metrics import SchedulerMetrics
 from muxflow_scheduler.settings import SchedulerSettings
+from muxflow_scheduler.solver import Solver
 from muxflow_scheduler.term import Term
 
 _PAUSE_S: Final = 0.1
@@ -37,7 +38,8 @@ class Scheduler(Service[SchedulerSettings]):
 
     def __init__(self, settings: SchedulerSettings, bus: Bus, health: Health) -> None:
         super().__init__(settings, bus, health)
-        self._metrics = SchedulerMetrics(self.registry)
+        self._solver = Solver()
+        self._metrics = SchedulerMetrics(self.registry, solver_restarts=lambda: self._solver.restarts)
         holder = f"{socket.gethostname()}:{os.getpid()}"
         self._lease = bus.lease(
             BUCKET_LEADER,
@@ -58,6 +60,7 @@ class Scheduler(Service[SchedulerSettings]):
             self._campaign.cancel()
             await asyncio.wait((self._campaign,))
         await self._lease.release()
+        await self._solver.close()
 
     async def _lead_for_ever(self) -> None:
         pause_s = _PAUSE_S
@@ -72,7 +75,7 @@ class Scheduler(Service[SchedulerSettings]):
 
     async def _lead(self, number: int) -> None:
         """Lead one term until the lease is lost or the term fails for a reason that another term may not have."""
-        term = Term(self.bus, self.settings, number, self._metrics)
+        term = Term(self.bus, self.settings, number, self._metrics, solve=self._solver.solve)
         reigning = asyncio.ensure_future(self._reign(term))
         lost = asyncio.ensure_future(self._lease.lost.wait())
         try:
@@ -92,6 +95,7 @@ class Scheduler(Service[SchedulerSettings]):
 
     async def _reign(self, term: Term) -> None:
         """Take over, then answer questions until the term fails; raises why."""
+        self.spawn(self._solver.start(), name="solver")  # before the first job waits for it
         await term.open()
         answers = Answers(term)
         responder = await self.bus.serve(
@@ -100,6 +104,7 @@ class Scheduler(Service[SchedulerSettings]):
             {
                 QUERY_JOBS: answers.jobs,
                 QUERY_JOB: answers.job,
+                QUERY_QUEUE: answers.queue,
                 QUERY_NODES: answers.nodes,
                 QUERY_DEVICES: answers.devices,
             },

@@ -14,18 +14,15 @@ from typing import Any, Final, assert_never
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from muxflow.bus import Bus, Consumer, Message, RawMessage, Retry
 from muxflow.contracts import (
     EvictRequest,
-    Gpu,
     JobCancel,
     JobRecord,
     JobState,
     JobSubmit,
-    OnlineState,
-    Placement,
-    Purpose,
     RunEvent,
     RunEvicted,
     StopCause,
@@ -41,32 +38,43 @@ from muxflow.contracts.catalogue import (
     RUNS_STARTED,
 )
 from muxflow_decisions import admission, lifecycle
-from muxflow_decisions.device.sm_share import sm_share_pct
 from muxflow_decisions.lease import LeaseTerms
-from muxflow_decisions.lifecycle import Announce, Assign, Cancel, Decide, Note, Outcome, Wake, Withdraw
+from muxflow_decisions.lifecycle import Announce, Cancel, Decide, Note, Outcome, Wake, Withdraw
 from muxflow_decisions.lifecycle.stimuli import NodeLost, Stimulus, Submit
-from muxflow_decisions.matching import FleetGpu, FleetView, FreeGpu, WaitingJob, match, why_waiting
+from muxflow_decisions.matching import Matching, Problem
 from muxflow_scheduler.announcements import Announcements
 from muxflow_scheduler.desired import DesiredState, GpuKey
 from muxflow_scheduler.devices import Devices
-from muxflow_scheduler.fleet import Fleet, Node
+from muxflow_scheduler.fleet import Fleet
 from muxflow_scheduler.ledger import JobKey, Ledger, Superseded, key_of
+from muxflow_scheduler.measuring import Measuring
 from muxflow_scheduler.metrics import SchedulerMetrics
 from muxflow_scheduler.occupancy import Occupancy
+from muxflow_scheduler.offers import Offers
+from muxflow_scheduler.placing import Placing
+from muxflow_scheduler.profiles import Profiles
+from muxflow_scheduler.queue import Queue
 from muxflow_scheduler.settings import SchedulerSettings
+from muxflow_scheduler.speeds import Speeds
 
 log = structlog.get_logger()
 
 _CLOSE_S: Final = 5.0
 _GIVE_BACK_S: Final = 0.2
-_LONGEST_TIMER_S: Final = 60.0
-"""Looked at again at least this often: the wall clock may be set meanwhile."""
 
 
 class Term:
     """State and handlers of one term. `failed` resolves with the error that ended it."""
 
-    def __init__(self, bus: Bus, settings: SchedulerSettings, number: int, metrics: SchedulerMetrics) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        settings: SchedulerSettings,
+        number: int,
+        metrics: SchedulerMetrics,
+        *,
+        solve: Callable[[Problem], Awaitable[Matching]],
+    ) -> None:
         self.number = number
         self.settings = settings
         self._bus = bus
@@ -74,24 +82,39 @@ class Term:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ledger = Ledger(bus, self._fail)
         self.occupancy = Occupancy()
-        self.waiting: dict[JobKey, WaitingJob] = {}
         terms = LeaseTerms(
             duration_ns=int(settings.lease.node_s * 1e9),
             grace_ns=int(settings.lease.node_grace_s * 1e9),
             margin_ns=int(settings.lease.node_margin_s * 1e9),
         )
-        self.fleet = Fleet(bus, terms, on_change=self._request_placement, on_sessions_over=self._sessions_over)
-        self.devices = Devices(bus, on_change=self._request_placement)
+        self.fleet = Fleet(bus, terms, on_change=self._fleet_changed, on_sessions_over=self._sessions_over)
+        self.devices = Devices(bus, on_change=self._device_changed, on_online=self._online_changed)
+        self.profiles = Profiles(bus, on_measured=self._measured)
+        section = settings.scheduler
+        self.speeds = Speeds(bus, wanted=section.prediction, refresh_s=section.speeds_refresh_s)
+        self.offers = Offers(self.fleet, self.devices, self.occupancy, self.profiles, sm_share=section.sm_share)
+        self.measuring = Measuring(
+            self.profiles, self.offers, wanted=section.profiling, patience_s=section.profile_patience_s
+        )
+        self.queue = Queue(self.measuring.predicted_as)
+        self.placing = Placing(
+            settings=section,
+            solve=solve,
+            ledger=self.ledger,
+            queue=self.queue,
+            occupancy=self.occupancy,
+            offers=self.offers,
+            measuring=self.measuring,
+            speeds=self.speeds,
+            metrics=metrics,
+            step=self._advance,
+        )
         self.desired = DesiredState(
             bus, number, records_on=self._records_on, session_of=self.fleet.session_of, on_failure=self._fail
         )
-        self.announcements = Announcements(bus, metrics, retention_days=settings.scheduler.retention_days)
+        self.announcements = Announcements(bus, metrics, retention_days=section.retention_days)
         self._consumers: list[Consumer] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._placement_requested = False
-        self._held: dict[JobKey, int] = {}
-        """Waiting jobs whose back-off has an end, and that end."""
-        self._timer: asyncio.TimerHandle | None = None
 
     # ---------------------------------------------------------------- begin and end
 
@@ -104,23 +127,30 @@ class Term:
         await self.desired.load()
         await self.fleet.load()
         await self.devices.load()
+        await self.profiles.load()
+        await self.speeds.load()
+        for record in self.ledger:
+            self.queue.update(record)  # what is predicted for it is known only now
         for gpu in self.occupancy.gpus():
             self.fleet.node(gpu.node)  # one that has never told of itself may have to be declared lost as well
         for gpu in {*self.desired.known, *self.occupancy.gpus()}:
             self.desired.change(gpu, f"term {self.number} begins")
+        for key in self.measuring.unmeasured_keys():
+            self._measured(key)
+        for gpu in self.occupancy.gpus():
+            self._online_changed(gpu)
         for durable in DURABLES:
             if durable.name == "scheduler":
                 self._consumers.append(await self._bus.consume(durable, self._handlers(), on_invalid=self._invalid))
         self._spawn(self.fleet.patrol())
         self._spawn(self.announcements.repair(list(self.ledger)))
         self._spawn(self.announcements.purge_for_ever(self.ledger))
-        self._request_placement()
+        self._spawn(self.placing.run())
+        self.placing.request("start")
         log.info("leading", term=self.number, jobs=len(self.ledger), took_s=round(time.monotonic() - begun, 3))
 
     async def close(self) -> None:
         """Let go of everything; what was not finished is for the next term."""
-        if self._timer is not None:
-            self._timer.cancel()
         closing = asyncio.ensure_future(self.ledger.close())  # first of all, nothing is written any more
         await asyncio.gather(*(consumer.stop(patience_s=_CLOSE_S) for consumer in self._consumers))
         await closing
@@ -130,6 +160,8 @@ class Term:
         self.desired.close()
         await self.fleet.close()
         await self.devices.close()
+        await self.profiles.close()
+        await self.speeds.close()
         if not self.failed.done():
             self.failed.cancel()
 
@@ -186,10 +218,10 @@ class Term:
                 submission_id=message.event.id,
                 submitted_ns=message.time_ns,
                 now_ns=time.time_ns(),
-                profiled=True,  # nobody measures jobs yet
+                profiled=self.measuring.needless(spec),
             )
-            self._request_placement()  # before the write begins, so that a free GPU makes it one write, not two
             self._put(outcome.record)
+            self.placing.request("arrival")
             self._metrics.submissions.labels("accepted").inc()
         await self._follow_up(key, outcome)
 
@@ -244,6 +276,40 @@ class Term:
             lost = NodeLost(node=node, session=record.placement.session, reason="its lease has ended")
             self._spawn(self._follow_up(key, self._step(record, lost)))
 
+    def _fleet_changed(self) -> None:
+        self.offers.changed()
+        self.placing.request("node")
+
+    def _device_changed(self) -> None:
+        self.placing.request("device")
+
+    def _online_changed(self, gpu: GpuKey) -> None:
+        """A job cannot be measured alone where an online workload has come; where one has left, another can be."""
+        self.offers.changed()
+        self.placing.request("device")
+        online = self.devices.online(gpu)
+        if online is None or online.workload is None:
+            return
+        for key in self.occupancy.on(gpu):
+            record = self.ledger.get(key)
+            if record is not None and record.state is JobState.PROFILING:
+                reason = f"it was to be measured alone, and {online.workload} is served there now"
+                self._advance(record, Withdraw(reason=reason, attempt=record.attempt))
+
+    def _measured(self, key: str) -> None:
+        """Tell jobs that their profile is known, or why there will be none."""
+        for job in self.measuring.jobs_of(key):
+            record = self.ledger.get(job)
+            if record is not None and (known := self.measuring.known(record.spec)) is not None:
+                self._advance(record, replace(known, goes_on=self.placing.goes_on(record)))
+        for record in self._waiting_as(key):
+            self.queue.update(record)
+        self.placing.request("profile")
+
+    def _waiting_as(self, profile_key: str) -> list[JobRecord]:
+        records = (self.ledger.get(job.key) for job in self.queue.in_order())
+        return [record for record in records if record is not None and record.spec.measured_as == profile_key]
+
     # ---------------------------------------------------------------- deciding
 
     def _step(self, record: JobRecord, stimulus: Stimulus) -> Outcome:
@@ -253,21 +319,22 @@ class Term:
             self._put(outcome.record)
         return outcome
 
+    def _advance(self, record: JobRecord, stimulus: Stimulus) -> JobRecord:
+        """Advance a job, and have what follows from that carried out."""
+        outcome = self._step(record, stimulus)
+        self._spawn(self._follow_up(key_of(record), outcome))
+        return outcome.record
+
     def _put(self, record: JobRecord) -> None:
         self.ledger.put(record)
         self._index(record)
 
     def _index(self, record: JobRecord) -> None:
-        key = key_of(record)
         self.occupancy.update(record)
-        if record.state is JobState.PENDING:
-            self.waiting[key] = WaitingJob.of(record)
-        else:
-            self.waiting.pop(key, None)
-        if record.state is JobState.PENDING and record.not_before_ns:
-            self._held[key] = record.not_before_ns
-        else:
-            self._held.pop(key, None)
+        self.measuring.update(record)
+        self.queue.update(record)
+        if record.state.terminal:
+            self.offers.reservations.release(key_of(record))
 
     async def _follow_up(self, key: JobKey, outcome: Outcome) -> None:
         """Carry out instructions, after the record they follow from is committed.
@@ -281,10 +348,12 @@ class Term:
                 case Announce():
                     events.append(instruction.event)
                 case Decide():
-                    self.desired.change(GpuKey(instruction.node, instruction.gpu), instruction.cause)
-                    self._request_placement()
+                    gpu = GpuKey(instruction.node, instruction.gpu)
+                    self.desired.change(gpu, instruction.cause)
+                    if self.occupancy.free(gpu):
+                        self.placing.request("end")
                 case Wake():
-                    self._set_timer()
+                    self.placing.set_timer()
                 case Note():
                     log.debug("nothing to do", tenant=key[0], job=key[1], reason=instruction.reason)
                 case _:
@@ -292,117 +361,11 @@ class Term:
         for event in events:
             await self.announcements.tell(event)
 
-    def _request_placement(self) -> None:
-        """Have `_place` run soon, once for all who asked meanwhile."""
-        if not self._placement_requested:
-            self._placement_requested = True
-            asyncio.get_running_loop().call_soon(self._place)
-
-    def _place(self) -> None:
-        """Match waiting jobs to free GPUs, and assign them."""
-        self._placement_requested = False
-        self._set_timer()
-        if not self.waiting or self.failed.done():
-            return
-        free = [
-            FreeGpu.of(node.state, gpu, session=node.session, online=self.devices.online(GpuKey(node.name, gpu.uuid)))
-            for node, gpu in self.fleet.open_gpus()
-            if node.state is not None
-            and self.occupancy.free(GpuKey(node.name, gpu.uuid))
-            and self.devices.closed(node, gpu.uuid) is None
-        ]
-        if not free:
-            return
-        with self._metrics.match_seconds.time():
-            matching = match(list(self.waiting.values()), free, now_ns=time.time_ns())
-        for key, gpu in matching.assignments:
-            self._assign(key, gpu)
-
-    def _set_timer(self) -> None:
-        """Have matching run again when the next back-off ends."""
-        now_ns = time.time_ns()
-        ends_ns = min((at_ns for at_ns in self._held.values() if at_ns > now_ns), default=None)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if ends_ns is not None and not self.failed.done():
-            delay_s = min((ends_ns - now_ns) / 1e9, _LONGEST_TIMER_S)
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._request_placement)
-
-    def _assign(self, key: JobKey, gpu: FreeGpu) -> None:
-        record = self.ledger.get(key)
-        if record is None:
-            return
-        placement = Placement(
-            node=gpu.node,
-            gpu=gpu.uuid,
-            session=gpu.session,
-            purpose=Purpose.RUN,
-            sm_share_pct=self.sm_share(GpuKey(gpu.node, gpu.uuid)),
-        )
-        outcome = self._step(record, Assign(placement=placement))
-        self._metrics.placements.inc()
-        self._spawn(self._follow_up(key, outcome))
-
-    def sm_share(self, key: GpuKey) -> int | None:
-        """SM share of a job that is placed there now; None where nobody watches the GPU, and MPS need not run."""
-        node = self.fleet.node(key.node)
-        if node.state is None or not node.state.watched:
-            return None
-        online = self.devices.online(key)
-        return sm_share_pct(
-            forecast_peak_pct=_forecast_pct(online),
-            sm_count=None,  # inventories do not tell
-            policy=self.settings.scheduler.sm_share,
-        )
-
     def _records_on(self, gpu: GpuKey) -> Iterable[JobRecord]:
         """Committed records of the jobs on a GPU."""
         for key in self.occupancy.on(gpu):
             if (record := self.ledger.committed(key)) is not None:
                 yield record
-
-    # ---------------------------------------------------------------- why
-
-    def why_waiting(self, record: JobRecord) -> str:
-        """Say in words, with numbers, why a pending job does not run."""
-        return why_waiting(
-            WaitingJob.of(record),
-            self.view(),
-            position=self.queue_position(record),
-            now_ns=time.time_ns(),
-        )
-
-    def why_closed(self, node: Node, gpu: Gpu) -> str | None:
-        """Say why no new offline work is placed on a GPU, whether or not it is free; None if it may be."""
-        if not self.fleet.alive(node):
-            return "its node is not alive"
-        if node.state is not None and node.state.draining:
-            return "its node is draining"
-        found = self.devices.closed(node, gpu.uuid)
-        return str(found) if found else None
-
-    def view(self) -> FleetView:
-        """Every GPU as it is now."""
-        return FleetView(
-            tuple(
-                FleetGpu.of(
-                    node.state,
-                    gpu,
-                    alive=self.fleet.alive(node),
-                    busy=not self.occupancy.free(GpuKey(node.name, gpu.uuid)),
-                    closed=self.devices.closed(node, gpu.uuid),
-                )
-                for node in self.fleet.nodes.values()
-                if node.state is not None
-                for gpu in node.gpus
-            )
-        )
-
-    def queue_position(self, record: JobRecord) -> int:
-        """How many waiting jobs go before this one."""
-        mine = WaitingJob.of(record).order
-        return sum(job.order < mine for job in self.waiting.values())
 
     # ---------------------------------------------------------------- what goes out
 
@@ -427,10 +390,3 @@ def _left_to_the_next_term(
             raise Retry(str(error), delay_s=_GIVE_BACK_S) from error
 
     return handle
-
-
-def _forecast_pct(online: OnlineState | None) -> float | None:
-    """Tell how much of a GPU its online side will need without saying so in time."""
-    if online is None:
-        return None
-    return online.activity_peak_pct if online.uncovered_peak_pct is None else online.uncovered_peak_pct

@@ -16,8 +16,14 @@ from world import World
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path, nodes={NODE: 0}, env={})
+def env() -> dict[str, str]:
+    """Settings of the scheduler: nobody measures here, nobody predicts. Modules about that have their own."""
+    return {"MUXFLOW_SCHEDULER__PROFILING": "false", "MUXFLOW_SCHEDULER__PREDICTION": "false"}
+
+
+@pytest.fixture
+async def world(tmp_path: Path, env: dict[str, str]) -> AsyncIterator[World]:
+    world = World(tmp_path, nodes={NODE: 0}, env=env)
     try:
         await world.start_servers()
         world.add_scheduler()

@@ -40,12 +40,21 @@ class SmSharePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             )
 
 
-def expected_peak_pct(forecast: OnlineProfile | None, *, recent_peak_pct: float | None, now_ns: int) -> float | None:
-    """Tell how high the online activity on a GPU is expected to go, in percent; None: nothing is known.
+def expected_peak_pct(
+    forecast: OnlineProfile | None,
+    *,
+    recent_peak_pct: float | None,
+    uncovered_peak_pct: float | None = None,
+    now_ns: int,
+) -> float | None:
+    """Tell for how much online activity SMs are to be left free, in percent; None: nothing is known.
 
     The forecast of the workload there while it holds, its margin included; else the peak that the monitor saw in the
-    last minutes.
+    last minutes. Where beacons covered some of that, what they left uncovered counts instead of both: forecasts do not
+    tell it apart, and what a beacon announces stops offline launches in time.
     """
+    if uncovered_peak_pct is not None and (recent_peak_pct is None or uncovered_peak_pct < recent_peak_pct):
+        return uncovered_peak_pct
     if forecast is not None and forecast.forecast_peak_pct is not None and now_ns < forecast.forecast_until_ns:
         return forecast.forecast_peak_pct
     return recent_peak_pct
