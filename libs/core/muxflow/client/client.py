@@ -47,6 +47,8 @@ from muxflow.contracts import (
     NodesQuery,
     NodesReply,
     NodeSummary,
+    PredictQuery,
+    PredictReply,
     Role,
     Subject,
 )
@@ -65,6 +67,7 @@ from muxflow.contracts.catalogue import (
     QUERY_JOBS,
     QUERY_LOGS,
     QUERY_NODES,
+    QUERY_PREDICT,
     REQUESTS_DEVICE,
     REQUESTS_EVICT,
     subject_of,
@@ -271,6 +274,18 @@ class Client:
         event = EvictRequest(node=node, gpu=gpu, tenant=tenant, job=job, reason=reason)
         with self._using(REQUESTS_EVICT):
             await self.bus.publish(REQUESTS_EVICT, event, node=node, gpu=gpu)
+
+    async def predict(self, spec: JobSpec, *, gpu_kind: str) -> PredictReply:
+        """Tell how fast a job would be on a kind of GPU, alone and beside each online service there.
+
+        A spec without a tenant is one of the client's.
+        """
+        tenant = spec.tenant or self._tenant or DEFAULT_TENANT
+        key = msgspec.structs.replace(spec, tenant=tenant).measured_as
+        query = PredictQuery(key=key, memory_bytes=spec.gpu.memory_bytes, gpu_kind=gpu_kind)
+        with self._using(QUERY_PREDICT, "predictor"):
+            reply: PredictReply = await self.bus.request(QUERY_PREDICT, query, timeout_s=_ANSWER_S, tenant=tenant)
+        return reply
 
     def events(
         self, subject: str = "", *, since_s: float | None = None, follow: bool = True
