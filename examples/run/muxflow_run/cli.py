@@ -21,7 +21,7 @@ from rich.console import Console
 from muxflow.client import ClientError
 from muxflow_run import compare, host, machine, page, phase, plan, report, summary, verdicts
 from muxflow_run.board import Board
-from muxflow_run.course import PHASES, Course
+from muxflow_run.course import PHASES, Course, state_dirs
 from muxflow_run.live import shown
 from muxflow_run.load import LoadError
 from muxflow_run.machine import MachineError
@@ -31,6 +31,8 @@ from muxflow_run.stage import StageError
 FIXED_SM_PCT: Final = 50
 """With DYNAMIC_SM=off every job gets this share of the SMs, whatever the online side needs."""
 _GONE_S: Final = 15.0
+_WIDE: Final = 140
+"""Columns of what is printed elsewhere than on a terminal."""
 _STARVED_PCT: Final = 40.0
 """Beyond it latencies say more of the machine's cores than of its GPUs."""
 _FAILURES: Final = (MachineError, LoadError, QueueError, StageError, ClientError, OSError)
@@ -49,7 +51,7 @@ def main() -> None:
     options = parsed(sys.argv[1:])
     if options.compare:
         try:
-            Console(highlight=False).print(compare.table(options.compare))
+            _console().print(compare.table(options.compare))
         except (OSError, msgspec.DecodeError) as error:
             sys.exit(f"error: {error}")
         return
@@ -114,7 +116,7 @@ def overrides(options: argparse.Namespace) -> tuple[str, ...]:
 
 def _run(options: argparse.Namespace) -> int:
     """Make one run."""
-    console = Console(highlight=False)
+    console = _console()
     root = Path(tempfile.mkdtemp(prefix="muxflow-run-"))
     wanted = _plan(options)
     board = Board(wanted)
@@ -130,11 +132,17 @@ def _run(options: argparse.Namespace) -> int:
         console.print(f"error: {error}", style="red", markup=False)
         code = 1
     finally:
-        leftover = machine.remove(root, course.state_dirs)
+        leftover = machine.remove(root, state_dirs(root))
     if code:
         return code
     course.troubles += [f"left in shared memory: {name}" for name in leftover]
     return _write(options, wanted, course, console, time.monotonic() - began_s)
+
+
+def _console() -> Console:
+    """The terminal, or wide enough lines."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
 
 
 def _plan(options: argparse.Namespace) -> plan.Plan:
@@ -164,7 +172,7 @@ async def _interruptible(course: Course, board: Board, console: Console, root: P
             running.cancel()
             return
         machine.kill(machine.left(str(root)))
-        machine.remove(root, course.state_dirs)
+        machine.remove(root, state_dirs(root))
         os._exit(130)
 
     loop = asyncio.get_running_loop()

@@ -25,6 +25,11 @@ _TELEMETRY_S: Final = 0.3
 """What is told of the window's last second comes a little later."""
 
 
+def state_dirs(root: Path) -> tuple[Path, Path]:
+    """Of the machine that protects, and of one to which the programs by hand are online ones, also in forecasts."""
+    return root / "state", root / "state-unprotected"
+
+
 class Course:
     """One run."""
 
@@ -37,18 +42,13 @@ class Course:
         self._root = root
         self._arguments = arguments
 
-    @property
-    def state_dirs(self) -> tuple[Path, Path]:
-        """Of the machine that protects, and of one to which the programs by hand are online ones, also in forecasts."""
-        return self._root / "state", self._root / "state-unprotected"
-
     async def run(self) -> None:
         """Go through all phases.
 
         Raises `MachineError`, `LoadError`, `QueueError`, `StageError`, and what the client raises.
         """
         self._write_rates()
-        protecting, bare = self.state_dirs
+        protecting, bare = state_dirs(self._root)
         async with self._machine(ALONE, protecting) as machine:
             await self._phase(ALONE, machine, Beside)
         async with self._machine(UNPROTECTED, bare) as machine:
