@@ -102,6 +102,8 @@ def test_what_is_assumed_is_below_what_the_shares_alone_allow_whatever_the_job_i
         (PairFacts(sm_share_pct=50, online_activity_pct=20), 0.5 * 0.8),
         (PairFacts(sm_share_pct=50, online_activity_pct=20, offline_sm_activity_pct=40), 0.8),
         (PairFacts(sm_share_pct=30), 0.3 * 0.5),
+        (PairFacts(sm_share_pct=30, offline_sm_share_pct=60), 0.5 * 0.5),
+        (PairFacts(sm_share_pct=80, offline_sm_share_pct=60), 0.5),
         (PairFacts(), 0.5),
         (PairFacts(online_activity_pct=100), 0.0),
     ],

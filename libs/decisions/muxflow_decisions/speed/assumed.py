@@ -2,9 +2,10 @@
 
 An offline job that gets the share s of the SMs, and needs the share d of them to run at full speed, is slowed to
 min(1, s/d) by that. While the online side is active the budget takes time away from it: what is left is 1 − a, a being
-the mean online activity. Of both, the product is *expected*. What is not known is taken at its worst (d = 1, the job
-could use every SM) or in the middle (a = 1/2). Assumed is four fifths of what is expected without a profile: sharing
-memory bandwidth and caches costs as well, and a pair that turns out faster is a pleasant surprise.
+the mean online activity. Of both, the product is *expected*. What is not known is taken at its worst (the job could use
+every SM that it had when it was measured alone) or in the middle (a = 1/2). Assumed is four fifths of what is expected
+without a profile: sharing memory bandwidth and caches costs as well, and a pair that turns out faster is a pleasant
+surprise.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def expected(facts: PairFacts) -> float:
     A larger share never gives less, more online activity never more.
     """
     share_pct = 100.0 if facts.sm_share_pct is None else float(facts.sm_share_pct)
-    demand_pct = 100.0 if facts.offline_sm_activity_pct is None else facts.offline_sm_activity_pct
+    alone_pct = 100.0 if facts.offline_sm_share_pct is None else float(facts.offline_sm_share_pct)
+    demand_pct = alone_pct if facts.offline_sm_activity_pct is None else facts.offline_sm_activity_pct
     activity_pct = _UNKNOWN_ACTIVITY_PCT if facts.online_activity_pct is None else facts.online_activity_pct
     return min(1.0, share_pct / max(demand_pct, _SMALLEST_DEMAND_PCT)) * (1.0 - activity_pct / 100.0)
 

@@ -40,6 +40,8 @@ class PairFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     offline_busy_permille: Permille | None = None
     offline_kernel_time_us: Amount | None = None
     offline_launches_per_s: Amount | None = None
+    offline_sm_share_pct: ThreadPercentage | None = None
+    """With which share all that was measured; None: with all SMs."""
 
     # The online service on that kind.
     online_activity_pct: Percent | None = None
@@ -85,6 +87,7 @@ def facts_of(pair: Pair, offline: OfflineProfile | None, online: OnlineProfile |
         offline_busy_permille=job.busy_permille if job else None,
         offline_kernel_time_us=job.kernel_time_us_mean if job else None,
         offline_launches_per_s=job.launches_per_s if job else None,
+        offline_sm_share_pct=job.sm_share_pct if job else None,
         online_activity_pct=online.activity_pct_mean if online else None,
         online_activity_p99_pct=online.activity_pct_p99 if online else None,
         online_memory_bytes=online.memory_peak_bytes if online else None,
