@@ -32,7 +32,7 @@ def test_a_plan_covers_programs_services_and_shares_on_every_kind() -> None:
         assert shares[0] < 15
         assert shares[-1] > 85
         assert max(after - before for before, after in pairwise(shares)) <= 5
-    assert 2 <= sum(program.copy_mib is not None for program in wanted.offline) <= 7
+    assert 2 <= sum(program.memory_bound for program in wanted.offline) <= 7
     assert {1.0 > program.activity > 0.0 for program in wanted.online} == {True}
 
 
@@ -46,7 +46,8 @@ def test_programs_ask_for_what_they_are_meant_to() -> None:
     for program in wanted.offline:
         told = program.arguments("T4")
         assert 1 <= int(told["blocks"]) <= BLOCKS["T4"]
-        assert (told["bound"] == "memory") == (program.copy_mib is not None)
+        assert (told["bound"] == "memory") == program.memory_bound
+        assert 0 < int(told.get("copy-mib", 0)) * 2 < int(told["memory-mib"]) or not program.memory_bound
 
 
 def test_a_pair_is_measured_under_the_whole_of_the_protection_and_not_twice(tmp_path: Path) -> None:

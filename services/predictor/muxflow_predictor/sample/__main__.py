@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -150,6 +151,9 @@ async def _sample(options: argparse.Namespace) -> int:
     run = Run(options, wanted)
     if run.over:
         return 0
+    me = asyncio.current_task()
+    if me is not None:  # what was started is to end with it, whoever ends it
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     async with node.machine(tuple(options.kinds)) as devices:
         await asyncio.gather(*(run.on(device) for device in devices))
     return run.left_out
@@ -171,13 +175,16 @@ def main() -> None:
     parser.add_argument("--settle-s", type=float, default=2.0, help="wait before measuring (default: 2)")
     parser.add_argument("--measure-s", type=float, default=3.0, help="length of a measurement (default: 3)")
     parser.add_argument(
-        "--waited-max", type=float, default=0.1, help="most time that a program may wait for a CPU (default: 0.1)"
+        "--waited-max", type=float, default=0.25, help="most time that a program may wait for CPUs (default: 0.25)"
     )
     parser.add_argument(
         "--workloads", type=Path, default=Path("examples/workloads"), help="folder of online_service.py, offline_job.py"
     )
     options = parser.parse_args()
-    left_out = asyncio.run(_sample(options))
+    try:
+        left_out = asyncio.run(_sample(options))
+    except asyncio.CancelledError:
+        sys.exit("ended by a signal; run it again to go on")
     if left_out:
         sys.exit(f"{left_out} measurements are left out; run it again on a quieter machine")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -183,22 +184,25 @@ class Instant(msgspec.Struct, frozen=True):
 
 
 class Waiting:
-    """How long a program has waited for a CPU, from now on: what it does not do then is not the GPU's doing."""
+    """How long a program's threads have waited for a CPU, from now on: what it does not do then is not the GPU's doing.
+
+    The thread that launches and the one of xCUDA that completes hold each other up, so their waits are added.
+    """
 
     def __init__(self, pid: int) -> None:
-        self._path = Path(f"/proc/{pid}/schedstat")
+        self._tasks = Path(f"/proc/{pid}/task")
         self._begin_ns, self._waited_ns = time.monotonic_ns(), self._read()
 
     def share(self) -> float:
-        """Give the share of the time since then; 1 for a program that is gone."""
-        now_ns = time.monotonic_ns()
-        return (self._read() - self._waited_ns) / max(1, now_ns - self._begin_ns)
+        """Give the share of the time since then."""
+        return (self._read() - self._waited_ns) / max(1, time.monotonic_ns() - self._begin_ns)
 
     def _read(self) -> int:
-        try:
-            return int(self._path.read_text().split()[1])
-        except (OSError, IndexError):
-            return 0
+        waited_ns = 0
+        for path in self._tasks.glob("*/schedstat"):
+            with contextlib.suppress(OSError, IndexError):
+                waited_ns += int(path.read_text().split()[1])
+        return waited_ns
 
 
 async def looks(device: node.Device, seconds: float) -> AsyncIterator[DeviceReport]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from muxflow_device.rundir import JobDirectory, RunDirectory
 _MUXFLOW: Final = Path(sys.executable).with_name("muxflow")
 _OPEN: Final = Gate(state=GateState.OPEN, budget_permille=1000, window_us=65_535)
 _OFFLINE_ONLY: Final = ("XCUDA_MODE",)
+_ATTEMPTS: Final = itertools.count(1)
 _START_S: Final = 30.0
 _LOOK_S: Final = 0.05
 
@@ -130,7 +132,8 @@ async def job(
     device: Device, workloads: Path, name: str, arguments: Mapping[str, object], *, sm_share_pct: int | None
 ) -> AsyncIterator[RunningJob]:
     """Run an offline job for the length of a block, from its first batch on."""
-    directory = device.run.job(Attempt(tenant="simulated", job=name, attempt=1))
+    attempt = Attempt(tenant="simulated", job=name, attempt=next(_ATTEMPTS))  # a name of its own, as the executor's
+    directory = device.run.job(attempt)
     JobPage.create(directory, gpu=device.uuid)
     control = JobControlWriter(
         directory, JobLimits(gpu=device.uuid, quota_bytes=None), JobOrder(gate=_OPEN, phase=JobPhase.RUN)

@@ -13,6 +13,8 @@ from scipy.stats import qmc  # type: ignore[import-untyped]
 
 BLOCKS: Final = {"T4": 40, "A100": 216, "H200": 264}
 """Blocks of 1,024 threads that each kind holds at once."""
+BANDWIDTH_GBPS: Final = {"T4": 320, "A100": 1555, "H200": 4800}
+"""Of the device's memory, in 10⁹ bytes/s; a kernel that copies gets nine tenths of it, and each byte counts twice."""
 KERNEL_US_MAX: Final = 3000.0
 
 
@@ -23,8 +25,9 @@ class OfflineProgram(msgspec.Struct, frozen=True, kw_only=True):
     width: float
     """Share of the device's blocks that a kernel asks for."""
     kernel_us: int
-    copy_mib: int | None = None
-    """Not None: it is bound by memory bandwidth, and each kernel copies this much."""
+    """Of a kernel, alone, if the width is all that holds it up."""
+    memory_bound: bool
+    """Its kernels copy memory; else they keep SMs busy."""
     kernels: int
     """Launched at once, before it waits for them."""
 
@@ -32,8 +35,9 @@ class OfflineProgram(msgspec.Struct, frozen=True, kw_only=True):
         """Options of ``offline_job.py``, by name."""
         blocks = max(1, round(self.width * BLOCKS[kind]))
         shared: dict[str, int | str] = {"blocks": blocks, "kernels": self.kernels, "save-every": 0, "report-s": 0}
-        if self.copy_mib is not None:
-            return shared | {"bound": "memory", "copy-mib": self.copy_mib, "memory-mib": 4 * self.copy_mib + 256}
+        if self.memory_bound:
+            copied = max(1, round(0.9 * BANDWIDTH_GBPS[kind] * 1e3 * self.kernel_us / 2 / 2**20))
+            return shared | {"bound": "memory", "copy-mib": copied, "memory-mib": 2 * copied + 256}
         return shared | {"bound": "compute", "kernel-us": self.kernel_us, "memory-mib": 256}
 
 
@@ -100,7 +104,7 @@ def _offline(number: int, point: Any) -> OfflineProgram:
         name=f"offline-{number:02}",
         width=round(_between(0.06, 1.0, width), 3),
         kernel_us=round(_between_log(100, KERNEL_US_MAX, length)),
-        copy_mib=round(_between_log(8, 512, length)) if bound < 0.3 else None,
+        memory_bound=bound < 0.3,
         kernels=round(_between_log(4, 40, kernels)),
     )
 
