@@ -21,6 +21,7 @@ from muxflow_decisions.speed import (
     MeasuredPolicy,
     PairFacts,
     PairName,
+    absorb,
     alone,
     assumed,
     examples,
@@ -267,6 +268,38 @@ def test_a_longer_measurement_is_surer() -> None:
     assert short.low < long.low < 0.5 < long.high < short.high
     assert short.basis == "measured"
     assert speed_measured(_row("j", "w", 0.0), fits_probability=1).low == 0
+
+
+def test_a_measurement_like_an_earlier_one_takes_its_place_and_another_one_stands_beside_it() -> None:
+    policy = MeasuredPolicy(kept_of_a_pair=2)
+    first = _row("j", "w", 0.40, time_ns=1)
+    kept = absorb((), first, policy)
+    assert (kept.rows, kept.changed, kept.new) == ((first,), True, True)
+    assert not absorb(kept.rows, first, policy).changed
+    assert not absorb(kept.rows, replace(first, time_ns=0), policy).changed, "older news is no news"
+    alike = _row("j", "w", 0.43, time_ns=2)
+    kept = absorb(kept.rows, alike, policy)
+    assert (kept.rows, kept.changed, kept.new) == ((alike,), True, False)
+    slower, slowest = _row("j", "w", 0.3, time_ns=3), _row("j", "w", 0.2, time_ns=4)
+    kept = absorb(absorb(kept.rows, slower, policy).rows, slowest, policy)
+    assert (kept.rows, kept.new) == ((slower, slowest), True)
+    other_share = _row("j", "w", 0.2, time_ns=5, sm_share_pct=80)
+    assert absorb(kept.rows, other_share, policy).new
+    unfit = replace(slowest, time_ns=6, fits=False, normalized_throughput=None)
+    assert absorb(kept.rows, unfit, policy).new
+
+
+@settings(max_examples=50)
+@given(st.lists(rows, max_size=20))
+def test_what_is_kept_of_a_pair_is_bounded_in_order_and_ends_with_the_newest(measured: list[MeasuredPair]) -> None:
+    policy = MeasuredPolicy(kept_of_a_pair=4)
+    kept: tuple[MeasuredPair, ...] = ()
+    for row in measured:
+        kept = absorb(kept, row, policy).rows
+    assert len(kept) <= 4
+    times = [row.time_ns for row in kept]
+    assert times == sorted(set(times))
+    assert not measured or times[-1] == max(row.time_ns for row in measured)
 
 
 def _pair(**known: int) -> Pair:

@@ -17,7 +17,7 @@ class Knowledge:
         self._online: dict[tuple[str, str], OnlineProfile] = {}
         self._answering: dict[tuple[str, str], OnlineProfile] = {}
         self._memory: dict[tuple[str, str], int] = {}
-        """By node and kind."""
+        """By node and kind; the smallest there."""
 
     def offline(self, key: str, kind: str) -> OfflineProfile | None:
         """The job alone; None while it was not measured well."""
@@ -57,7 +57,8 @@ class Knowledge:
 
     def take_node(self, state: NodeState) -> bool:
         """Take in which GPUs a node has; False if it changes no answer."""
-        sizes = {(state.node, gpu.kind): gpu.memory_bytes for gpu in state.gpus}
+        largest_first = sorted(state.gpus, key=lambda gpu: -gpu.memory_bytes)
+        sizes = {(state.node, gpu.kind): gpu.memory_bytes for gpu in largest_first}
         if all(self._memory.get(name) == size for name, size in sizes.items()):
             return False
         self._memory |= sizes
