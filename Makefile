@@ -100,7 +100,7 @@ schemas: setup ## write schemas/ anew from the contracts
 	@$(BIN)/python -m muxflow.contracts.export
 
 .PHONY: bench
-bench: bench-bus bench-protection bench-speed ## run all benchmarks
+bench: bench-bus bench-protection bench-speed bench-matching ## run all benchmarks
 
 .PHONY: bench-bus
 bench-bus: setup ## measure the bus
@@ -113,6 +113,10 @@ bench-protection: setup ## measure how well a device is protected
 .PHONY: bench-speed
 bench-speed: setup ## measure how well speeds are predicted; DATA=FILE: on gavel's measured pairs
 	@$(BIN)/python tests/bench/bench_speed.py $(DATA) $(BENCH_ARGS)
+
+.PHONY: bench-matching
+bench-matching: setup ## measure the matching, up to 100,000 jobs
+	@$(BIN)/python tests/bench/bench_matching.py $(BENCH_ARGS)
 
 .PHONY: clean
 clean: ## remove what the other targets made

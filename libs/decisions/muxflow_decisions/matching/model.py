@@ -14,7 +14,7 @@ ASSUMED_PERMILLE = 500
 """Normalized throughput of a pair of which nothing is known and nothing was assumed by the caller."""
 
 
-class Need(msgspec.Struct, frozen=True):
+class Need(msgspec.Struct, frozen=True, array_like=True):
     """What a job needs, and what predictions know it by. Jobs with one need are one class."""
 
     memory_bytes: int
@@ -37,7 +37,7 @@ class Need(msgspec.Struct, frozen=True):
         )
 
 
-class Offer(msgspec.Struct, frozen=True):
+class Offer(msgspec.Struct, frozen=True, array_like=True):
     """What a GPU and its node offer, and who is served on it. GPUs with one offer are one class.
 
     The fewer values `load`, `sm_share_pct` and `assumed_permille` take, the fewer classes there are.
@@ -81,7 +81,7 @@ class Offer(msgspec.Struct, frozen=True):
         )
 
 
-class WaitingJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class WaitingJob(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """A pending job."""
 
     key: JobKey
@@ -116,7 +116,7 @@ class WaitingJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return (-self.priority, self.submitted_ns, self.key)
 
 
-class OpenGpu(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class OpenGpu(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """A GPU that takes work: its node lives and is not draining, and nothing closes it.
 
     It is free unless a placed job of the same problem says that it is on it.
@@ -141,7 +141,7 @@ class OpenGpu(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return (self.node, self.uuid)
 
 
-class PlacedJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class PlacedJob(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """A job that has a GPU."""
 
     key: JobKey
