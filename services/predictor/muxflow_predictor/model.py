@@ -53,8 +53,10 @@ class Predictor:
 
     def __init__(self, trees: SpeedTrees, *, threads: int = 1) -> None:
         """Raises `ModelError`."""
-        import lightgbm  # noqa: PLC0415 - a service that has no model yet does without
-
+        try:
+            import lightgbm  # noqa: PLC0415 - a service that has no model yet does without
+        except ImportError as error:
+            raise ModelError(f"LightGBM cannot be loaded: {error}") from None
         self._errors = trees.errors
         self._threads = threads
         try:

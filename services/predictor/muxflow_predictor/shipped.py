@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -18,8 +19,9 @@ def rows() -> list[MeasuredPair]:
     return read(_text())
 
 
+@functools.cache
 def count() -> int:
-    """Count them."""
+    """Count them, once."""
     return len(_text().splitlines())
 
 
