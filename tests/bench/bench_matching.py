@@ -14,7 +14,7 @@ other work on the machine counts little.
   ``dense_placed`` jobs, whoever is first in the queue.
 - ``stay``: all jobs placed, a minute later. ``as_new`` is matched as if nobody were anywhere; then costs of a move in
   permille, with the share of jobs that move and the throughput relative to ``as_new``.
-- ``process``: what the solver process adds to a solve, and how long a new one takes to be ready; these are no CPU times.
+- ``process``: what the solver process adds to a solve, and how long a new one takes to be ready: elapsed times.
 """
 
 from __future__ import annotations

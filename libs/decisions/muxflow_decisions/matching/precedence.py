@@ -49,6 +49,10 @@ def decide(classes: Classes) -> Precedence:
     blocks = [_queue(classes)]
     while blocks:
         block = blocks.pop()
+        free = int(room.free.sum())
+        if len(block) > max(free, 1):  # it cannot fit as a whole
+            blocks += [block[max(free, 1) :], block[: max(free, 1)]]
+            continue
         demand = np.bincount(block[:, 0], minlength=len(counts))
         attempt = room.copy()
         shut = attempt.take(demand)

@@ -70,12 +70,9 @@ class Room:
 
     def _fill(self, number: int, count: int) -> int:
         """Place jobs of a class on free GPUs as they are; gives how many."""
-        able = self._scarce_first[
-            (np.minimum(self.free, self._limits[number] - self.used[number]) > 0)[self._scarce_first]
-        ]
-        room = np.minimum(self.free[able], self._limits[number, able] - self.used[number, able])
-        before = np.cumsum(room) - room
-        put = np.clip(count - before, 0, room)
+        room = np.minimum(self.free, self._limits[number] - self.used[number])[self._scarce_first]
+        able, room = self._scarce_first[room > 0], room[room > 0]
+        put = np.minimum(room, np.maximum(count - (np.cumsum(room) - room), 0))
         self.used[number, able] += put
         self.free[able] -= put
         return int(put.sum())
