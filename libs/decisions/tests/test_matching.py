@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from muxflow.contracts import Gpu, GpuRequest, JobSpec, NodeState
 from muxflow_decisions.lifecycle import submit
 from muxflow_decisions.matching import (
-    FreeGpu,
     JobKey,
     Matching,
     Need,
     Offer,
+    OpenGpu,
+    Problem,
     WaitingJob,
     fits,
-    match,
 )
+from muxflow_decisions.matching.solve import solve
 
 GIB = 2**30
 RUNNERS = (("process",), ("docker", "process"))
@@ -34,8 +35,8 @@ def gpu(
     runners: tuple[str, ...] = ("process",),
     *,
     quiet: bool = False,
-) -> FreeGpu:
-    return FreeGpu(node=f"node-{name}", uuid=f"GPU-{name}", offer=Offer(kind, memory_gib * GIB, runners, quiet=quiet))
+) -> OpenGpu:
+    return OpenGpu(node=f"node-{name}", uuid=f"GPU-{name}", offer=Offer(kind, memory_gib * GIB, runners, quiet=quiet))
 
 
 def job(
@@ -58,11 +59,15 @@ def job(
     )
 
 
-def placed(jobs: Sequence[WaitingJob], gpus: Sequence[FreeGpu], now_ns: int = 0) -> dict[str, str]:
-    return {key[1]: found.uuid for key, found in match(jobs, gpus, now_ns=now_ns).assignments}
+def match(jobs: Sequence[WaitingJob], gpus: Sequence[OpenGpu], now_ns: int = 0) -> Matching:
+    return solve(Problem(waiting=tuple(jobs), gpus=tuple(gpus), now_ns=now_ns))
 
 
-def check_is_possible(matching: Matching, jobs: Sequence[WaitingJob], gpus: Sequence[FreeGpu]) -> None:
+def placed(jobs: Sequence[WaitingJob], gpus: Sequence[OpenGpu], now_ns: int = 0) -> dict[str, str]:
+    return {key[1]: found.uuid for key, found in match(jobs, gpus, now_ns).assignments}
+
+
+def check_is_possible(matching: Matching, jobs: Sequence[WaitingJob], gpus: Sequence[OpenGpu]) -> None:
     needs = {found.key: found.need for found in jobs}
     keys = [key for key, _ in matching.assignments]
     places = [(found.node, found.uuid) for _, found in matching.assignments]
@@ -101,7 +106,7 @@ gpus_strategy = st.lists(
 )
 
 
-def every_matching(queue: Sequence[WaitingJob], gpus: Sequence[FreeGpu]) -> Iterator[list[FreeGpu | None]]:
+def every_matching(queue: Sequence[WaitingJob], gpus: Sequence[OpenGpu]) -> Iterator[list[OpenGpu | None]]:
     if not queue:
         yield []
         return
@@ -113,14 +118,14 @@ def every_matching(queue: Sequence[WaitingJob], gpus: Sequence[FreeGpu]) -> Iter
 @settings(max_examples=150, deadline=None)
 @given(jobs_strategy, gpus_strategy)
 def test_the_first_in_the_queue_are_placed_and_the_smallest_gpus_used(
-    jobs: list[WaitingJob], gpus: list[FreeGpu]
+    jobs: list[WaitingJob], gpus: list[OpenGpu]
 ) -> None:
     queue = sorted(jobs, key=lambda found: found.order)
     waits, used = min(
         ([place is None for place in places], sum(place.offer.memory_bytes for place in places if place))
         for places in every_matching(queue, gpus)
     )
-    matching = match(jobs, gpus, now_ns=0)
+    matching = match(jobs, gpus)
     check_is_possible(matching, jobs, gpus)
     assert [key for key, _ in matching.assignments] == [
         found.key for found, waiting in zip(queue, waits, strict=True) if not waiting
@@ -128,7 +133,7 @@ def test_the_first_in_the_queue_are_placed_and_the_smallest_gpus_used(
     assert sum(found.offer.memory_bytes for _, found in matching.assignments) == used
 
 
-def placed_greedily(queue: Sequence[WaitingJob], gpus: Sequence[FreeGpu]) -> list[JobKey]:
+def placed_greedily(queue: Sequence[WaitingJob], gpus: Sequence[OpenGpu]) -> list[JobKey]:
     """In queue order, place each job that can be placed beside all those before it (augmenting paths)."""
     holder: dict[int, WaitingJob] = {}
 
@@ -167,7 +172,7 @@ def test_structured_fleets_are_matched_as_by_the_greedy_algorithm(shape: str, se
         job(str(n), rng.randint(1, 80), kinds=wish(shape, kinds, rng), priority=rng.randint(0, 2), submitted_ns=n)
         for n in range(60)
     ]
-    matching = match(jobs, gpus, now_ns=0)
+    matching = match(jobs, gpus)
     check_is_possible(matching, jobs, gpus)
     queue = sorted(jobs, key=lambda found: found.order)
     assert [key for key, _ in matching.assignments] == placed_greedily(queue, gpus)
@@ -214,18 +219,18 @@ def test_a_job_in_back_off_is_left_out_until_it_ends() -> None:
 
 
 def test_nothing_to_do_is_no_error() -> None:
-    assert match([], [gpu("1")], now_ns=0).assignments == ()
-    assert match([job("a")], [], now_ns=0).assignments == ()
+    assert match([], [gpu("1")]).assignments == ()
+    assert match([job("a")], []).assignments == ()
 
 
 def test_the_order_of_arguments_does_not_matter() -> None:
     rng = random.Random(7)
     jobs = [job(str(n), rng.randint(1, 40)) for n in range(30)]
     gpus = [gpu(str(n), rng.choice([8, 16, 40])) for n in range(20)]
-    first = match(jobs, gpus, now_ns=0).assignments
+    first = match(jobs, gpus).assignments
     rng.shuffle(jobs)
     rng.shuffle(gpus)
-    assert match(jobs, gpus, now_ns=0).assignments == first
+    assert match(jobs, gpus).assignments == first
 
 
 def test_needs_and_offers_are_read_off_records_and_inventories() -> None:
@@ -242,7 +247,7 @@ def test_needs_and_offers_are_read_off_records_and_inventories() -> None:
     assert waiting.order == (-3, 7, ("t", "a"))
     device = Gpu(uuid="GPU-1", kind="T4", memory_bytes=16)
     state = NodeState(node="n", boot_id="b", gpus=(device,), runners=("process", "docker"))
-    free = FreeGpu.of(state, device, session="s1")
+    free = OpenGpu.of(state, device, session="s1")
     assert (free.node, free.uuid, free.session) == ("n", "GPU-1", "s1")
     assert fits(waiting.need, free.offer)
 
@@ -250,11 +255,11 @@ def test_needs_and_offers_are_read_off_records_and_inventories() -> None:
 # ---------------------------------------------------------------- speed, with bounds that only a wrong algorithm misses
 
 
-def best_seconds(jobs: Sequence[WaitingJob], gpus: Sequence[FreeGpu], repeat: int) -> float:
+def best_seconds(jobs: Sequence[WaitingJob], gpus: Sequence[OpenGpu], repeat: int) -> float:
     best = float("inf")
     for _ in range(repeat):
         began = time.perf_counter()
-        match(jobs, gpus, now_ns=0)
+        match(jobs, gpus)
         best = min(best, time.perf_counter() - began)
     return best
 

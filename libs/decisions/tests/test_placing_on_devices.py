@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from muxflow.contracts import DeviceCondition, DeviceState, OnlineState
-from muxflow_decisions.matching import Closed, FreeGpu, Need, Offer, WaitingJob, closed, match
+from muxflow_decisions.matching import Closed, Need, Offer, OpenGpu, Problem, WaitingJob, closed
 from muxflow_decisions.matching.devices import LOADS, load
+from muxflow_decisions.matching.solve import solve
 
 GIB = 2**30
 SECOND = 1_000_000_000
@@ -73,16 +74,16 @@ def test_a_watched_device_of_which_nothing_was_told_is_busy_and_one_that_nobody_
     assert load(watched=False, online=None) == 0
 
 
-def free(uuid: str, *, memory_gib: int = 16, busy: int = 0) -> FreeGpu:
-    return FreeGpu(node="node-a", uuid=uuid, offer=Offer("T4", memory_gib * GIB, ("process",), busy))
+def free(uuid: str, *, memory_gib: int = 16, busy: int = 0) -> OpenGpu:
+    return OpenGpu(node="node-a", uuid=uuid, offer=Offer("T4", memory_gib * GIB, ("process",), busy))
 
 
 def job(memory_gib: int = 8) -> WaitingJob:
     return WaitingJob(key=("default", "x"), need=Need(memory_gib * GIB, (), "process"))
 
 
-def chosen(*gpus: FreeGpu) -> str:
-    ((_, gpu),) = match([job()], gpus, now_ns=0).assignments
+def chosen(*gpus: OpenGpu) -> str:
+    ((_, gpu),) = solve(Problem(waiting=(job(),), gpus=gpus)).assignments
     return gpu.uuid
 
 

@@ -5,10 +5,8 @@ What is here needs no solver; `solve` is in `muxflow_decisions.matching.solve`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from muxflow_decisions.matching.devices import Closed, closed
-from muxflow_decisions.matching.model import FreeGpu, JobKey, Need, Offer, OpenGpu, PlacedJob, WaitingJob, fits
+from muxflow_decisions.matching.model import JobKey, Need, Offer, OpenGpu, PlacedJob, WaitingJob, fits
 from muxflow_decisions.matching.options import Option, options
 from muxflow_decisions.matching.problem import (
     CertificateError,
@@ -27,7 +25,6 @@ __all__ = [
     "Closed",
     "FleetGpu",
     "FleetView",
-    "FreeGpu",
     "JobKey",
     "Matching",
     "MatchingPolicy",
@@ -47,16 +44,8 @@ __all__ = [
     "Weights",
     "closed",
     "fits",
-    "match",
     "measured_of",
     "options",
     "spot_of",
     "why_waiting",
 ]
-
-
-def match(waiting: Iterable[WaitingJob], gpus: Sequence[OpenGpu], *, now_ns: int) -> Matching:
-    """Place waiting jobs on free GPUs as before `Problem` was there; goes away."""
-    from muxflow_decisions.matching.solve import solve  # noqa: PLC0415
-
-    return solve(Problem(waiting=tuple(waiting), gpus=tuple(gpus), now_ns=now_ns))

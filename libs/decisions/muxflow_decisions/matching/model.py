@@ -162,7 +162,3 @@ def fits(need: Need, offer: Offer) -> bool:
         and need.runner in offer.runners
         and (offer.quiet or not need.alone)
     )
-
-
-FreeGpu = OpenGpu
-"""Its former name; goes away."""
