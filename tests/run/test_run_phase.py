@@ -116,11 +116,13 @@ def test_on_a_real_gpu_what_needs_the_devices_log_is_null_with_a_reason() -> Non
     assert "real GPU" in found.missing["offline_share, normalized_throughput, work_per_s"]
 
 
-def test_the_gpus_part_of_a_request_is_from_its_first_launch_to_its_last_end() -> None:
-    requests = (Request(BEGIN, at(0.010)), Request(at(0.005), at(0.020)), Request(at(0.030), at(0.040), "gone"))
-    kernels = [(at(0.001), at(0.004)), (at(0.002), at(0.006)), (at(0.011), at(0.012)), (at(0.031), at(0.032))]
+def test_the_gpus_part_of_a_request_is_the_time_of_its_kernels_without_pauses_between_launches() -> None:
+    requests = (Request(BEGIN, at(0.020)), Request(at(0.005), at(0.030)), Request(at(0.040), at(0.050), "gone"))
+    queued = [(at(0.001), at(0.004)), (at(0.002), at(0.006))]  # the second one waits for the first
+    late = [(at(0.015), at(0.016))]  # launched late: by a busy core, not by the GPU
+    others = [(at(0.021), at(0.022)), (at(0.041), at(0.042))]
     before = (BEGIN - 5, BEGIN - 1)
-    assert phase.device_ms(requests, [before, *kernels]) == pytest.approx([5.0, 1.0])
+    assert phase.device_ms(requests, [before, *queued, *late, *others]) == pytest.approx([6.0, 1.0])
 
 
 def test_promises_hold_or_not_beyond_the_noise_of_alone_against_alone(protected: PhaseFigures) -> None:

@@ -92,9 +92,9 @@ class Jobs(Beside):
         await self._submit(first)
         board.enter(board.phase, f"{len(first)} jobs are submitted; unknown ones are measured", seconds=plan.warm_up_s)
         deadline_s = asyncio.get_running_loop().time() + plan.warm_up_s
-        while missing := await self._without_work():
+        while missing := await self._not_yet():
             if asyncio.get_running_loop().time() > deadline_s:
-                self.note = f"{self.note}; at the begin without work: {', '.join(missing)}"
+                self.note = f"{self.note}; at the begin: {', '.join(missing)}"
                 break
             await asyncio.sleep(LOOK_S)
         await asyncio.sleep(SETTLE_S)
@@ -136,10 +136,13 @@ class Jobs(Beside):
                 self._submitted.append(job)
                 await queue.submit(job)
 
-    async def _without_work(self) -> list[str]:
-        """GPUs on which no job runs for good: free ones, and those on which one is still measured."""
-        return [
-            self.stage.gpus[device.gpu.uuid].name
+    async def _not_yet(self) -> list[str]:
+        """GPUs on which no job runs for good, and jobs that are still to be measured."""
+        without = [
+            f"{self.stage.gpus[device.gpu.uuid].name} without work"
             for device in await self.stage.recorder.devices()
             if device.job_state is not JobState.RUNNING
         ]
+        queue = await self.stage.recorder.queue()
+        unknown = [job.job for job in queue.jobs if not job.profiled] if queue is not None else []
+        return [*without, *([f"{len(unknown)} jobs not measured"] if unknown else [])]

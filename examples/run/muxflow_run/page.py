@@ -94,7 +94,7 @@ def _services_table(report: Report) -> Element:
                     number(each.device_p99_ms),
                 )
             )
-    head = ("service", "requests", "lost", "p50 ms", "p99 ms (times alone, 95%)", "on the GPU p50", "on the GPU p99")
+    head = ("service", "requests", "lost", "p50 ms", "p99 ms (times alone, 95%)", "GPU's part p50", "p99")
     return table(head, rows)
 
 
@@ -232,8 +232,8 @@ def _told(report: Report) -> list[Element]:
 
 _LATENCY = (
     "Latency counts from when a request was due. Intervals are of a paired block bootstrap over seconds with the same "
-    "requests. ‘On the GPU’ is the part of a request between its first launch and the end of its last kernel, by the "
-    "device's own log: what is beyond it is waiting in line, and what this machine's cores have cost."
+    "requests. The GPU's part is the time of a request's kernels, from when each could run to its end, by the device's "
+    "own log: what is beyond it is waiting in line, and what this machine's cores have cost."
 )
 _WORK = (
     "Offline share: offline work done, relative to what would be done alone in exactly the idle time of the online "

@@ -118,23 +118,26 @@ def _device_ratio(seen: Observation, alone: Observation | None) -> float | None:
 
 
 def device_ms(requests: Sequence[Request], kernels: Iterable[tuple[int, int]]) -> list[float]:
-    """From each request's first launch to the end of its last kernel, in ms. Requests are served one after the other.
+    """Add up, for each request, the time of its kernels from when each could run to its end, in ms.
 
-    `kernels` are launch and end of the service's kernels, those of before the window too.
+    A kernel can run when it has been launched and the one before it has ended. `kernels` are launch and end of the
+    service's kernels, those of before the window too. Requests are served one after the other.
     """
     launched = sorted(kernels)
-    found, place, before_ns = [], 0, None
+    found, place, served_ns = [], 0, 0
     for request in sorted(requests, key=lambda each: each.done_ns):
-        begin_ns = request.due_ns if before_ns is None else max(before_ns, request.due_ns)
+        begin_ns = max(served_ns, request.due_ns)
         while place < len(launched) and launched[place][0] < begin_ns:
             place += 1
-        mine = []
+        took_ns, free_ns = 0, 0
         while place < len(launched) and launched[place][0] <= request.done_ns:
-            mine.append(launched[place])
+            launch_ns, end_ns = launched[place]
+            took_ns += max(0, end_ns - max(launch_ns, free_ns))
+            free_ns = max(free_ns, end_ns)
             place += 1
-        if mine and request.error is None:
-            found.append((max(end_ns for _, end_ns in mine) - mine[0][0]) / 1e6)
-        before_ns = request.done_ns
+        if took_ns and request.error is None:
+            found.append(took_ns / 1e6)
+        served_ns = request.done_ns
     return found
 
 

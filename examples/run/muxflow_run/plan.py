@@ -107,8 +107,8 @@ VISION: Final = Service(
     name="vision", kernels=4, kernel_us=500, blocks=64, memory_mib=6144, rate_scale=2.0, day_from_s=0
 )
 SERVICES: Final = (SEARCH, CHAT, VISION)
-KINDS: Final = ("T4", "A100", "A100", "H200")
-"""The last one has no online service: jobs that nobody knows yet are measured there."""
+KINDS: Final = ("T4", "H200", "A100", "A100")
+"""The last one has no online service: jobs that nobody knows yet are measured there, and predicted beside `VISION`."""
 
 SMALL: Final = Size(name="small", memory_gib=1, batches=800)
 """8 s alone: long enough to be measured; uses 40% of a T4's SMs, 7% of an A100's."""

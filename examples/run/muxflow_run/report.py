@@ -38,8 +38,8 @@ class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float | None
     p99_ms: float | None
     device_p50_ms: float | None = None
-    """From a request's first launch to the end of its last kernel (device log): the GPU's part of its latency, without
-    waiting in line and without what the machine's cores cost."""
+    """The GPU's part of a request: the time of its kernels, from when each could run to its end (device log). Neither
+    waiting in line is in it nor what the machine's cores cost."""
     device_p99_ms: float | None = None
     p50_ratio: Interval | None = None
     """To phase ``alone``."""
