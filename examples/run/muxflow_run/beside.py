@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
-from muxflow.contracts import JobState, JobSummary
+from muxflow.contracts import JobState, JobSummary, SpeedModel
 from muxflow.contracts.queries import Solve
 from muxflow_run.by_hand import ByHand, size_on
 from muxflow_run.plan import Job
@@ -27,6 +27,7 @@ class Beside:
         self.stage = stage
         self.jobs: tuple[JobSummary, ...] = ()
         self.solves: tuple[Solve, ...] = ()
+        self.model: SpeedModel | None = None
 
     @property
     def pids(self) -> Mapping[int, int]:
@@ -113,6 +114,7 @@ class Jobs(Beside):
         self.jobs = await self.stage.recorder.jobs()
         queue = await self.stage.recorder.queue()
         self.solves = queue.solves if queue is not None else ()
+        self.model = await self.stage.recorder.model()
 
     async def stop(self) -> None:
         """Cancel what has not ended, and wait for that: the next phase is without jobs. Raises `QueueError`."""

@@ -126,6 +126,7 @@ class Course:
             jobs=beside.jobs,
             predictions=dict(stage.predictions),
             solves=beside.solves,
+            model=beside.model,
             host=used,
             monotonic_of_utc_ns=time.monotonic_ns() - time.time_ns(),
         )

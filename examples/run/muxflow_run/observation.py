@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from muxflow.contracts import GpuSample, JobSummary, OfflineProfile, Speed
+from muxflow.contracts import GpuSample, JobSummary, OfflineProfile, Speed, SpeedModel
 from muxflow.contracts.queries import Solve
 from muxflow_run.host import HostFigures
 from muxflow_run.load import Request, Window
@@ -58,6 +58,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     predictions: dict[tuple[str, int], Speed] = {}
     """By attempt."""
     solves: tuple[Solve, ...] = ()
+    model: SpeedModel | None = None
     host: HostFigures
     monotonic_of_utc_ns: int
     """What to add to a time of day to get CLOCK_MONOTONIC."""

@@ -198,12 +198,23 @@ def _job_tables(phase: PhaseFigures) -> list[Element]:
     solved_head = (*("solve", "jobs", "GPUs", "placed", "moved", "throughput", "cost", "bound", "certificate", "ms"),)
     return [
         element("details", element("summary", "Placements"), table(placed_head, placed)),
+        element("p", f"Model of speeds: {_model(phase)}.", class_="quiet"),
         element(
             "details",
             element("summary", "Solves of the matching, and their certificates"),
             table(solved_head, solved) if solved else element("p", phase.missing.get("solves", "none"), class_="quiet"),
         ),
     ]
+
+
+def _model(phase: PhaseFigures) -> str:
+    if phase.model is None:
+        return "none"
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in phase.model.evaluation.items())
+    return (
+        f"version {phase.model.version}, trained on {phase.model.trained_rows} pairs that were measured on "
+        f"{phase.model.measured_on} GPUs; on {phase.model.held_out_rows} others: {figures}"
+    )
 
 
 def _predicted(each: PlacementFigures) -> str:

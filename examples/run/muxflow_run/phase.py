@@ -17,6 +17,7 @@ from muxflow_run.report import (
     Happening,
     Interval,
     JobFigures,
+    ModelFigures,
     PhaseFigures,
     Sample,
     Second,
@@ -58,6 +59,7 @@ def figures(seen: Observation, alone: Observation | None) -> PhaseFigures:
         jobs=_jobs(seen),
         placements=placements.figures(seen),
         solves=_solves(seen),
+        model=_model(seen),
         happenings=_happenings(seen),
         missing=_missing(seen, gpus),
     )
@@ -311,6 +313,18 @@ def _solves(seen: Observation) -> tuple[SolveFigures, ...]:
     )
 
 
+def _model(seen: Observation) -> ModelFigures | None:
+    if seen.model is None:
+        return None
+    return ModelFigures(
+        version=seen.model.version,
+        trained_rows=seen.model.trained_rows,
+        held_out_rows=seen.model.held_out_rows,
+        evaluation=seen.model.evaluation,
+        measured_on=seen.model.measured_on,
+    )
+
+
 def _happenings(seen: Observation) -> tuple[Happening, ...]:
     """What people would be told, warm-up included."""
     known = {uuid: gpu.name for uuid, gpu in seen.gpus.items()}
@@ -342,6 +356,8 @@ def _missing(seen: Observation, gpus: Iterable[GpuFigures]) -> dict[str, str]:
         found["solves"] = "the scheduler tells of none"
     if seen.jobs and not seen.predictions:
         found["predicted"] = "nobody predicts"
+    if seen.jobs and seen.model is None:
+        found["model"] = "no model of speeds serves: what was not measured is assumed, on the low side"
     return found
 
 

@@ -18,6 +18,7 @@ from muxflow.contracts import (
     JobSummary,
     Pair,
     Speed,
+    SpeedModel,
     SpeedsQuery,
 )
 from muxflow.contracts.catalogue import QUERY_QUEUE, QUERY_SPEEDS
@@ -27,6 +28,7 @@ KINDS: Final = ("telemetry", "devices.state", "alerts", "jobs", "runs", "decisio
 _CONNECT_S: Final = 20.0
 _ASK_S: Final = 2.0
 _AGAIN_S: Final = 0.5
+_SINCE_S: Final = 3600.0
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -82,6 +84,13 @@ class Recorder:
             return None
         speeds: tuple[Speed, ...] = reply.speeds
         return speeds
+
+    async def model(self) -> SpeedModel | None:
+        """Give the model of speeds that serves; None while there is none."""
+        found = None
+        async for received in self.client.events("speeds", since_s=_SINCE_S, follow=False):
+            found = received.event
+        return found
 
     async def queue(self) -> QueueReply | None:
         """Ask for the queue and the last solves; None while nobody answers that."""

@@ -140,6 +140,17 @@ class SolveFigures(msgspec.Struct, frozen=True, kw_only=True):
     solve_ms: float
 
 
+class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The model of speeds that served at the end of the phase."""
+
+    version: str
+    trained_rows: int
+    held_out_rows: int
+    evaluation: dict[str, float]
+    """Metric to value, on measurements that are in no training set."""
+    measured_on: str
+
+
 class Happening(msgspec.Struct, frozen=True, kw_only=True):
     """Something that people are told."""
 
@@ -182,6 +193,7 @@ class PhaseFigures(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[JobFigures, ...] = ()
     placements: tuple[PlacementFigures, ...] = ()
     solves: tuple[SolveFigures, ...] = ()
+    model: ModelFigures | None = None
     happenings: tuple[Happening, ...] = ()
     missing: dict[str, str] = {}
     """Figures that are null here, and why."""
