@@ -1,8 +1,8 @@
 """A large network solved on few of its arcs, exactly, when it is known roughly what nodes are worth.
 
-Prices of a similar problem, such as that of a minute ago, tell which arcs are promising: those of low reduced cost. The
-flow on these is the best one of all if no other arc has a negative reduced cost at *its* potentials; arcs that have
-join, and it is solved again. Bad prices cost time and nothing else.
+Prices of a similar problem, such as that of a minute ago or a rougher one, tell which arcs are promising: those of low
+reduced cost. The flow on these is the best one of all if no other arc has a negative reduced cost at *its* potentials;
+arcs that have join, and it is solved again. Bad prices cost time and nothing else.
 """
 
 from __future__ import annotations
