@@ -164,6 +164,30 @@ def test_an_evicted_job_goes_back_to_the_queue_and_runs_again(machine: Machine) 
     assert (refused.returncode, refused.stderr) == (1, "muxflow: default/again is cancelled: it is on no GPU\n")
 
 
+def test_a_job_that_waits_is_in_the_queue_and_explained(machine: Machine) -> None:
+    wait_until(lambda: all_healthy(machine), "both GPUs are healthy")
+    submit(machine, "holds", kind="T4")
+    wait_for_state(machine, "holds", JobState.RUNNING)
+    submit(machine, "waits", kind="T4")
+    wait_for_state(machine, "waits", JobState.PENDING)
+    (waiting,) = machine.json("queue")["jobs"]
+    assert (waiting["job"], waiting["position"]) == ("waits", 0)
+    assert waiting["waiting"] == "the only GPU that fits is busy; it is next in the queue"
+    told = machine.run("queue").stdout.splitlines()
+    assert told[0].split() == ["POSITION", "JOB", "PRIORITY", "MEMORY", "KINDS", "SINCE", "WHY"]
+    assert re.fullmatch(
+        r"matched .* ago \(.*\): .* placed, .*; it costs (\d+), and none costs less than \1; .* ms", told[-1]
+    )
+    story = machine.run("explain", "waits").stdout
+    assert re.search(r"^T4 .* 100% .* 1 is busy$", story, re.MULTILINE)
+    assert re.search(r"^A100 .* it asks for T4$", story, re.MULTILINE)
+    assert machine.json("explain", "holds")["job"]["speed"]["normalized_throughput"] == 1.0
+    refused = machine.run("explain", "nobody")
+    assert refused.stderr == "muxflow: there is no GPU 'nobody', and there is no job 'nobody' in tenant 'default'\n"
+    cancel(machine, "waits")
+    cancel(machine, "holds")
+
+
 def test_the_story_of_a_device_is_told_with_its_causes(machine: Machine) -> None:
     wait_until(lambda: all_healthy(machine), "both GPUs are healthy")
     machine.json("device", "disable", "A100 #1", "--reason", "a look inside")

@@ -17,12 +17,14 @@ from muxflow_decisions.matching import (
     Offer,
     Option,
     Speeds,
+    WaitingJob,
     fits,
     measured_of,
     options,
     spot_of,
     why_waiting,
 )
+from muxflow_decisions.matching.devices import LOADS
 from muxflow_scheduler.desired import GpuKey
 from muxflow_scheduler.fleet import Node
 from muxflow_scheduler.offers import UNDISTURBED_PERMILLE, stepped
@@ -42,9 +44,7 @@ class Explaining:
         how = self._term.placing.how_it_waits(record)
         if how is not None and how.turn is Turn.AFTER:
             return "another job of its profile key is measured first"
-        job = self._term.queue.seen(record)
-        if how is not None and how.turn is Turn.ALONE:
-            job = replace(job, need=replace(job.need, alone=True))
+        job = self._seen(record)
         view = view or self._term.offers.view()
         return why_waiting(
             job,
@@ -60,9 +60,16 @@ class Explaining:
         if record.state.terminal:
             return ()
         view = self._term.offers.view()
+        need = self._term.queue.seen(record).need
+        found = options(self._seen(record), view, self._speeds(need, view), self._policy)
+        return tuple(self._option(need, each) for each in found)
+
+    def _seen(self, record: JobRecord) -> WaitingJob:
+        """What matching sees of a job: one that waits to be measured wants a GPU for that."""
         job = self._term.queue.seen(record)
-        found = options(job, view, self._speeds(job.need, view), self._policy)
-        return tuple(self._option(job.need, each) for each in found)
+        how = self._term.placing.how_it_waits(record) if record.state is JobState.PENDING else None
+        alone = how is not None and how.turn is not Turn.ANYWHERE
+        return replace(job, need=replace(job.need, alone=True)) if alone else job
 
     def _option(self, need: Need, option: Option) -> PlacementOption:
         offer = option.offer
@@ -71,6 +78,7 @@ class Explaining:
             gpu_kind=offer.kind,
             gpu_memory_bytes=offer.memory_bytes,
             workload=offer.workload,
+            load_pct=None if offer.workload is None else 100 * (offer.load + 1) / LOADS,
             gpus=option.gpus,
             free=option.free,
             sm_share_pct=offer.sm_share_pct,

@@ -7,7 +7,23 @@ from typing import Annotated, Final
 
 import typer
 
-from muxflow.cli import alerts, dead, device, devices, events, evict, jobs, nodes, online, predict, profiles, submit, up
+from muxflow.cli import (
+    alerts,
+    dead,
+    device,
+    devices,
+    events,
+    evict,
+    explain,
+    jobs,
+    nodes,
+    online,
+    predict,
+    profiles,
+    queue,
+    submit,
+    up,
+)
 from muxflow.cli.top import command as top
 
 PLUGINS: Final = "muxflow.commands"
@@ -31,7 +47,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(help=HELP)(_root)
-    people = (up, submit, jobs, evict, nodes, devices, top, device, online, profiles, predict)
+    people = (up, submit, jobs, queue, evict, nodes, devices, explain, top, device, online, profiles, predict)
     for module in (*people, events, alerts, dead):
         module.add_to(app)
     for plugin in sorted(entry_points(group=PLUGINS), key=lambda point: point.name):

@@ -62,9 +62,7 @@ def meant(words: str, devices: Sequence[DeviceSummary]) -> DeviceSummary:
 
     A whole UUID or name goes before one that merely begins so; a node's name may contain slashes itself.
     """
-    found = [device for device in devices if _is(words, device)] or [
-        device for device in devices if _begins(words, device)
-    ]
+    found = candidates(words, devices)
     if len(found) == 1:
         return found[0]
     if found:
@@ -73,6 +71,13 @@ def meant(words: str, devices: Sequence[DeviceSummary]) -> DeviceSummary:
         raise CommandError("there are no GPUs")
     are = "is" if len(devices) == 1 else "are"
     raise CommandError(f"there is no GPU {words!r}; there {are} {_listed(devices)}")
+
+
+def candidates(words: str, devices: Sequence[DeviceSummary]) -> list[DeviceSummary]:
+    """Find every GPU that may be meant."""
+    return [device for device in devices if _is(words, device)] or [
+        device for device in devices if _begins(words, device)
+    ]
 
 
 def _is(words: str, device: DeviceSummary) -> bool:

@@ -93,13 +93,18 @@ async def status(session: Session, *, job: JobArgument) -> None:
     if session.as_json:
         output.json(reply)
         return
-    output.fields(_summary(reply, known))
+    output.fields(summary(reply, known))
     output.line("")
+    tell_story(reply.record, known)
+
+
+def tell_story(record: JobRecord, known: Mapping[str, str]) -> None:
+    """Print how a job came to where it is."""
     output.table(
         ["AGO", "STATE", "WHAT HAPPENED"],
         [
             [age(step.time_ns), output.state(step.state.value), gpus.told(_what_happened(step), known)]
-            for step in reply.record.story
+            for step in record.story
         ],
         wide="WHAT HAPPENED",
     )
@@ -109,7 +114,8 @@ def _what_happened(step: Transition) -> str:
     return f"{step.stimulus}: {step.detail}" if step.detail else step.stimulus
 
 
-def _summary(reply: JobReply, known: Mapping[str, str]) -> list[tuple[str, output.Cell]]:
+def summary(reply: JobReply, known: Mapping[str, str]) -> list[tuple[str, output.Cell]]:
+    """Say where a job is, and why it does not run."""
     record = reply.record
     pairs: list[tuple[str, output.Cell]] = [
         ("job", f"{record.tenant}/{record.job}"),
@@ -119,7 +125,7 @@ def _summary(reply: JobReply, known: Mapping[str, str]) -> list[tuple[str, outpu
         pairs.append(("reason", gpus.told(record.reason, known)))
     if reply.waiting:
         place = "" if reply.queue_position is None else f" (number {reply.queue_position + 1} in the queue)"
-        pairs.append(("waits", f"{reply.waiting}{place}"))
+        pairs.append(("waits", f"{gpus.told(reply.waiting, known)}{place}"))
     if record.placement:
         gpu = known.get(record.placement.gpu) or gpus.told(record.placement.gpu, known)
         pairs.append(("where", f"node {record.placement.node}, {gpu}"))

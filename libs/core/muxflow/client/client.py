@@ -49,6 +49,8 @@ from muxflow.contracts import (
     NodeSummary,
     PredictQuery,
     PredictReply,
+    QueueQuery,
+    QueueReply,
     Role,
     Subject,
 )
@@ -68,6 +70,7 @@ from muxflow.contracts.catalogue import (
     QUERY_LOGS,
     QUERY_NODES,
     QUERY_PREDICT,
+    QUERY_QUEUE,
     REQUESTS_DEVICE,
     REQUESTS_EVICT,
     subject_of,
@@ -202,6 +205,15 @@ class Client:
         tenant, name = self.locate(job)
         query = JobQuery(job=name)
         reply: JobReply = await self._ask(QUERY_JOB, query, tenant)
+        return reply
+
+    async def queue(self, *, limit: int = 100) -> QueueReply:
+        """List waiting jobs, the next one first: of the client's tenant; of all for operators that have none.
+
+        Those are told of the newest matchings too.
+        """
+        tenant = self._tenant or (ALL_TENANTS if self.role is Role.OPERATOR else DEFAULT_TENANT)
+        reply: QueueReply = await self._ask(QUERY_QUEUE, QueueQuery(limit=limit), tenant)
         return reply
 
     def logs(

@@ -21,7 +21,7 @@ from muxflow.cli.app import build
 
 MUXFLOW = str(Path(sys.executable).with_name("muxflow"))
 COMMANDS = (
-    *("up", "submit", "jobs", "status", "logs", "cancel", "evict", "nodes", "devices", "explain", "top"),
+    *("up", "submit", "jobs", "queue", "status", "logs", "cancel", "evict", "nodes", "devices", "explain", "top"),
     *("profiles", "predict", "events", "alerts", "device disable", "device enable", "device env"),
     *("online add", "online list", "online remove"),
     *("dead list", "dead show", "dead replay"),

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from muxflow.cli import readings
-from muxflow.cli.devices import without_repeats
+from muxflow.cli.device_story import without_repeats
 from muxflow.client import Received
 from muxflow.client.devices import readings_of, up_to_date
 from muxflow.contracts import DeviceCondition, DeviceState, DeviceSummary, Gpu, GpuSample, NodeTelemetry
