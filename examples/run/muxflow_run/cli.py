@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import shlex
 import signal
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -55,7 +56,13 @@ def main() -> None:
         except (OSError, msgspec.DecodeError) as error:
             sys.exit(f"error: {error}")
         return
-    sys.exit(_run(options))
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)  # rather now than after three minutes
+        sys.exit(_run(options))
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # when everything has ended, and figures are made
+        sys.exit(130)
 
 
 def parsed(words: list[str]) -> argparse.Namespace:
@@ -195,7 +202,7 @@ def _write(options: argparse.Namespace, wanted: plan.Plan, course: Course, conso
         simulated=wanted.simulated,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(options),
-        versions={name: version(name) for name in ("muxflow", "nats-py", "ortools", "lightgbm")},
+        versions=_versions(),
         machine=host.describe(),
         settings=report.Settings(
             matching=options.matching,
@@ -213,12 +220,20 @@ def _write(options: argparse.Namespace, wanted: plan.Plan, course: Course, conso
         phases=phases,
         troubles=(*course.troubles, *_starved(phases)),
     )
-    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "run.json").write_bytes(report.encode(made))
     (options.out / "run.html").write_text(page.render(made))
     summary.show(made, console)
     console.print(f"\n{options.out / 'run.json'}\n{options.out / 'run.html'}")
     return 0
+
+
+def _versions() -> dict[str, str]:
+    """Of MuxFlow, and of what its figures depend on most."""
+    found = {}
+    for name in ("muxflow", "nats-py", "ortools", "lightgbm"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _starved(phases: dict[str, report.PhaseFigures]) -> list[str]:
