@@ -11,7 +11,7 @@ import pytest
 
 from muxflow.bus import QueryError
 from muxflow.contracts import ALL_TENANTS, Role
-from muxflow_decisions.speed import PairName, held_out
+from muxflow_decisions.speed import ModelPolicy, PairName, held_out
 from muxflow_predictor.measurements import OBJECT
 from muxflow_predictor.models import STORE
 from predicting_room import KIND, OWN_ROWS_ONLY, TENANT, Room, key, pair, truth, until
@@ -198,6 +198,13 @@ async def test_a_user_is_told_of_each_service_and_of_own_jobs_only(room: Room) -
         await room.predict(1, asker=room.operator, tenant="other")
     assert (await room.predict(1, asker=room.operator, tenant=ALL_TENANTS)).profiled
     assert key(1).startswith(TENANT)
+
+
+async def test_the_shipped_measurements_make_the_first_model(room: Room) -> None:
+    await room.start(policy=ModelPolicy())
+    model = await room.await_model()
+    assert model.measured_on == "simulated GPUs"
+    assert model.evaluation["mae"] < 0.2
 
 
 async def _kill_training() -> bool:

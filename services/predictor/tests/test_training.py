@@ -15,9 +15,12 @@ from muxflow_decisions.speed import (
     MeasuredPair,
     ModelPolicy,
     PairFacts,
+    assumed,
     features,
+    fits_by_memory,
     judge,
 )
+from muxflow_predictor import shipped
 from muxflow_predictor.model import Errors, ModelError, Predictor, SpeedTrees
 from muxflow_predictor.orders import TrainingOrder
 from muxflow_predictor.train import fulfil
@@ -141,3 +144,23 @@ def test_a_model_that_was_cut_off_or_is_of_other_features_is_refused() -> None:
 def test_without_a_measurement_there_is_nothing_to_train_from() -> None:
     with pytest.raises(ValueError, match="no measured throughput"):
         fulfil(TrainingOrder(rows=(), policy=OWN_ROWS_ONLY))
+
+
+def test_what_is_shipped_is_simulated_and_a_model_of_it_is_better_than_assuming() -> None:
+    rows = shipped.rows()
+    assert len(rows) == shipped.count() > 150
+    assert all(row.simulated for row in rows)
+    assert {row.gpu_kind for row in rows} == {"T4", "A100", "H200"}
+    result = fulfil(TrainingOrder(rows=()))
+    assert result.measured_on == "simulated GPUs"
+    assert judge(None, result.candidate, result.assumed, policy=ModelPolicy()).promote
+
+
+def test_what_is_assumed_is_low_beside_what_was_measured() -> None:
+    rows = [row for row in shipped.rows() if row.normalized_throughput is not None]
+    low = [
+        assumed(row.facts, fits_probability=fits_by_memory(row.facts)).normalized_throughput
+        <= (row.normalized_throughput or 0) + 0.05
+        for row in rows
+    ]
+    assert sum(low) / len(low) > 0.75
