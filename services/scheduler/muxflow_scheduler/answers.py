@@ -28,10 +28,10 @@ from muxflow.contracts import (
     QueueQuery,
     QueueReply,
 )
-from muxflow_decisions.matching import FleetView
 from muxflow_scheduler.desired import GpuKey
 from muxflow_scheduler.explaining import Explaining
 from muxflow_scheduler.fleet import Node
+from muxflow_scheduler.ledger import key_of
 from muxflow_scheduler.term import Term
 
 
@@ -40,7 +40,6 @@ class Answers:
 
     def __init__(self, term: Term) -> None:
         self._term = term
-        self._explaining = Explaining(term)
 
     async def jobs(self, message: Message[JobsQuery]) -> JobsReply:
         """List jobs of one tenant, or of all for operators."""
@@ -51,7 +50,10 @@ class Answers:
             if tenant in (record.tenant, ALL_TENANTS) and (not query.states or record.state in query.states)
         ]
         matching.sort(key=lambda record: (-record.submitted_ns, record.tenant, record.job))
-        return JobsReply(jobs=tuple(map(self._summary, matching[: query.limit])), total=len(matching))
+        explaining = Explaining(self._term)
+        return JobsReply(
+            jobs=tuple(_summary(record, explaining) for record in matching[: query.limit]), total=len(matching)
+        )
 
     async def job(self, message: Message[JobQuery]) -> JobReply:
         """Tell everything about one job. QueryError 404 if there is none, 500 if its record is damaged."""
@@ -61,27 +63,28 @@ class Answers:
             raise QueryError(500, damage)
         if record is None:
             raise QueryError(404, f"there is no job {job!r} in tenant {tenant!r}")
+        explaining = Explaining(self._term)
         waits = record.state is JobState.PENDING
         return JobReply(
             record=record,
-            waiting=self._explaining.why_waiting(record) if waits else None,
-            queue_position=self._term.queue.position(record) if waits else None,
-            profile=self._explaining.profile(record),
-            speed=self._explaining.speed(record),
-            options=self._explaining.options(record),
+            waiting=explaining.why_waiting(record) if waits else None,
+            queue_position=explaining.positions.get((tenant, job)) if waits else None,
+            profile=explaining.profile(record),
+            speed=explaining.speed(record),
+            options=explaining.options(record),
         )
 
     async def queue(self, message: Message[QueueQuery]) -> QueueReply:
         """List waiting jobs of one tenant, or of all for operators, who are told of the solves too."""
         query, tenant = message.event, message.names["tenant"]
-        view = self._term.offers.view()
+        explaining = Explaining(self._term)
         waiting = [
-            (position, record)
-            for position, job in enumerate(self._term.queue.in_order())
-            if tenant in (job.key[0], ALL_TENANTS) and (record := self._term.ledger.get(job.key)) is not None
+            record
+            for key in explaining.positions
+            if tenant in (key[0], ALL_TENANTS) and (record := self._term.ledger.get(key)) is not None
         ]
         return QueueReply(
-            jobs=tuple(self._queued(record, position, view) for position, record in waiting[: query.limit]),
+            jobs=tuple(_queued(record, explaining) for record in waiting[: query.limit]),
             total=len(waiting),
             solves=tuple(self._term.placing.solves) if tenant == ALL_TENANTS else (),
         )
@@ -96,35 +99,6 @@ class Answers:
 
     def _nodes(self) -> list[Node]:
         return sorted(self._term.fleet.nodes.values(), key=lambda node: node.name)
-
-    def _summary(self, record: JobRecord) -> JobSummary:
-        reason = self._explaining.why_waiting(record) if record.state is JobState.PENDING else record.reason
-        return JobSummary(
-            tenant=record.tenant,
-            job=record.job,
-            state=record.state,
-            reason=reason,
-            attempt=record.attempt,
-            priority=record.spec.priority,
-            memory_bytes=record.spec.gpu.memory_bytes,
-            placement=record.placement,
-            submitted_ns=record.submitted_ns,
-            changed_ns=record.changed_ns,
-            last_exit=record.last_exit,
-        )
-
-    def _queued(self, record: JobRecord, position: int, view: FleetView) -> QueuedJob:
-        return QueuedJob(
-            tenant=record.tenant,
-            job=record.job,
-            position=position,
-            priority=record.spec.priority,
-            memory_bytes=record.spec.gpu.memory_bytes,
-            kinds=record.spec.gpu.kinds,
-            since_ns=record.changed_ns,
-            waiting=self._explaining.why_waiting(record, view=view, position=position),
-            profiled=record.profiled,
-        )
 
     def _node(self, node: Node) -> NodeSummary:
         seen = node.watch.revision is not None
@@ -166,7 +140,7 @@ class Answers:
             gpu=gpu,
             alive=self._term.fleet.alive(node),
             watched=watched,
-            closed=self._explaining.why_closed(node, gpu),
+            closed=self._term.offers.why_closed(node, gpu),
             next_sm_share_pct=self._term.offers.sm_share(key),
         )
         if state is not None:
@@ -209,3 +183,33 @@ class Answers:
         """The job on a GPU, if any."""
         occupants = sorted(self._term.occupancy.on(GpuKey(node.name, gpu.uuid)))
         return self._term.ledger.get(occupants[0]) if occupants else None
+
+
+def _summary(record: JobRecord, explaining: Explaining) -> JobSummary:
+    return JobSummary(
+        tenant=record.tenant,
+        job=record.job,
+        state=record.state,
+        reason=explaining.why_waiting(record) if record.state is JobState.PENDING else record.reason,
+        attempt=record.attempt,
+        priority=record.spec.priority,
+        memory_bytes=record.spec.gpu.memory_bytes,
+        placement=record.placement,
+        submitted_ns=record.submitted_ns,
+        changed_ns=record.changed_ns,
+        last_exit=record.last_exit,
+    )
+
+
+def _queued(record: JobRecord, explaining: Explaining) -> QueuedJob:
+    return QueuedJob(
+        tenant=record.tenant,
+        job=record.job,
+        position=explaining.positions[key_of(record)],
+        priority=record.spec.priority,
+        memory_bytes=record.spec.gpu.memory_bytes,
+        kinds=record.spec.gpu.kinds,
+        since_ns=record.changed_ns,
+        waiting=explaining.why_waiting(record),
+        profiled=record.profiled,
+    )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import Final
 
 from msgspec.structs import replace
 
-from muxflow.contracts import Gpu, JobRecord, JobState, OfflineProfile, PlacementOption, Speed
+from muxflow.contracts import JobRecord, JobState, OfflineProfile, PlacementOption, Speed
 from muxflow_decisions import speed
 from muxflow_decisions.lifecycle import Turn, verdict
 from muxflow_decisions.matching import (
     FleetView,
-    MatchingPolicy,
     Need,
     Offer,
     Option,
     Speeds,
+    Spot,
     WaitingJob,
     fits,
     measured_of,
@@ -26,7 +27,7 @@ from muxflow_decisions.matching import (
 )
 from muxflow_decisions.matching.devices import LOADS
 from muxflow_scheduler.desired import GpuKey
-from muxflow_scheduler.fleet import Node
+from muxflow_scheduler.ledger import JobKey, key_of
 from muxflow_scheduler.offers import UNDISTURBED_PERMILLE, stepped
 from muxflow_scheduler.term import Term
 
@@ -34,24 +35,34 @@ _MIB: Final = 2**20
 
 
 class Explaining:
-    """Answers in words and numbers, from the state of one term."""
+    """What is asked at one moment, in words and numbers; the fleet and the queue are looked at once."""
 
     def __init__(self, term: Term) -> None:
         self._term = term
+        self._policy = term.settings.scheduler.matching
 
-    def why_waiting(self, record: JobRecord, *, view: FleetView | None = None, position: int | None = None) -> str:
+    @cached_property
+    def view(self) -> FleetView:
+        """Every GPU."""
+        return self._term.offers.view()
+
+    @cached_property
+    def positions(self) -> dict[JobKey, int]:
+        """How many waiting jobs go before each one, in queue order."""
+        return {job.key: position for position, job in enumerate(self._term.queue.in_order())}
+
+    def why_waiting(self, record: JobRecord) -> str:
         """Say why a pending job does not run."""
         how = self._term.placing.how_it_waits(record)
         if how is not None and how.turn is Turn.AFTER:
             return "another job of its profile key is measured first"
         job = self._seen(record)
-        view = view or self._term.offers.view()
         return why_waiting(
             job,
-            view,
-            position=self._term.queue.position(record) if position is None else position,
+            self.view,
+            position=self.positions.get(key_of(record), 0),
             now_ns=time.time_ns(),
-            speeds=self._speeds(job.need, view),
+            speeds=self._speeds(job.need),
             policy=self._policy,
         )
 
@@ -59,9 +70,8 @@ class Explaining:
         """Every class of GPUs, and what the job would get there, the best first; none when it has ended."""
         if record.state.terminal:
             return ()
-        view = self._term.offers.view()
         need = self._term.queue.seen(record).need
-        found = options(self._seen(record), view, self._speeds(need, view), self._policy)
+        found = options(self._seen(record), self.view, self._speeds(need), self._policy)
         return tuple(self._option(need, each) for each in found)
 
     def _seen(self, record: JobRecord) -> WaitingJob:
@@ -86,22 +96,12 @@ class Explaining:
             note=option.note,
         )
 
-    def _speeds(self, need: Need, view: FleetView) -> Speeds:
-        spots = dict.fromkeys(spot_of(gpu.offer) for gpu in view.gpus)
-        return self._term.speeds.table((measured_of(need), spot) for spot in spots)
+    @cached_property
+    def _spots(self) -> tuple[Spot, ...]:
+        return tuple(dict.fromkeys(spot_of(gpu.offer) for gpu in self.view.gpus))
 
-    @property
-    def _policy(self) -> MatchingPolicy:
-        return self._term.settings.scheduler.matching
-
-    def why_closed(self, node: Node, gpu: Gpu) -> str | None:
-        """Say why no new offline work is placed on a GPU, whether or not it is free; None if it may be."""
-        if not self._term.fleet.alive(node):
-            return "its node is not alive"
-        if node.state is not None and node.state.draining:
-            return "its node is draining"
-        found = self._term.devices.closed(node, gpu.uuid)
-        return str(found) if found else None
+    def _speeds(self, need: Need) -> Speeds:
+        return self._term.speeds.table((measured_of(need), spot) for spot in self._spots)
 
     def profile(self, record: JobRecord) -> str | None:
         """Say what is known of a job from measurements; None when it has ended."""

@@ -64,6 +64,15 @@ class Offers:
             and self._devices.closed(node, gpu.uuid) is None
         )
 
+    def why_closed(self, node: Node, gpu: Gpu) -> str | None:
+        """Say why no new offline work is placed on a GPU, whether or not it is free; None if it may be."""
+        if not self._fleet.alive(node):
+            return "its node is not alive"
+        if node.state is not None and node.state.draining:
+            return "its node is draining"
+        found = self._devices.closed(node, gpu.uuid)
+        return str(found) if found else None
+
     def view(self) -> FleetView:
         """Every GPU as it is now."""
         return FleetView(

@@ -50,6 +50,8 @@ _LONGEST_TIMER_S: Final = 60.0
 _SPEEDS_PATIENCE_S: Final = 0.02
 _AGAIN_S: Final = 1.0
 """Wait after a solve that failed."""
+_MISSED_S: Final = 0.02
+"""Wait after one of which something did not hold any more: never a loop that is all work."""
 _SOLVES_KEPT: Final = 20
 _INTERVAL: Final = "interval"
 
@@ -169,11 +171,14 @@ class Placing:
         now_ns = time.time_ns()
         self._offers.reservations.expire(now_ns)
         gpus = self._offers.open_gpus(occupied=everything)
+        if not gpus:  # whoever comes to be free asks for another round
+            self._ends_ns = None
+            return None
         waiting = tuple(self._ready(now_ns))
         if everything:  # nobody moves so that somebody can be measured
             waiting = tuple(job for job in waiting if not job.need.alone)
         placed = tuple(self._placed(gpus, now_ns)) if everything else ()
-        if not gpus or not (waiting or any(job.movable for job in placed)):
+        if not waiting and not any(job.movable for job in placed):
             return None
         return Problem(waiting=waiting, gpus=tuple(gpus), placed=placed, policy=self._settings.matching, now_ns=now_ns)
 
@@ -239,7 +244,7 @@ class Placing:
             if GpuKey(gpu.node, gpu.uuid) in left:
                 self._reserve(GpuKey(gpu.node, gpu.uuid), key)
         if any(missed):
-            self.request("again")
+            asyncio.get_running_loop().call_later(_MISSED_S, self.request, "again")
 
     def _assign(self, key: JobKey, gpu: OpenGpu) -> bool:
         """Place a waiting job; False if it, or the GPU, is not as it was when the problem was put together."""

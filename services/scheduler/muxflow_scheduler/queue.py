@@ -48,11 +48,6 @@ class Queue:
         """Every waiting job, the next one first."""
         return sorted(self._jobs.values(), key=lambda job: job.order)
 
-    def position(self, record: JobRecord) -> int:
-        """How many waiting jobs go before this one."""
-        mine = WaitingJob.of(record).order
-        return sum(job.order < mine for job in self._jobs.values())
-
     def next_release_ns(self, now_ns: int) -> int | None:
         """When the next back-off ends; None if none will."""
         return min((at_ns for at_ns in self._held.values() if at_ns > now_ns), default=None)
