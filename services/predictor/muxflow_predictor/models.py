@@ -115,6 +115,7 @@ async def serving(told: SpeedModel, stored: StoredModel) -> Serving:
 
 
 def _version(result: TrainingResult, now_ns: int) -> str:
-    """Sorts by time, and tells models of one second apart."""
+    """Sorts by time, and tells apart models that are the same."""
     digest = hashlib.blake2b(result.trees.speed.encode(), digest_size=4).hexdigest()
-    return f"{datetime.fromtimestamp(now_ns / 1e9, UTC):%Y%m%dT%H%M%SZ}-{digest}"
+    milliseconds = now_ns // 1_000_000 % 1000
+    return f"{datetime.fromtimestamp(now_ns // 10**9, UTC):%Y%m%dT%H%M%S}.{milliseconds:03}Z-{digest}"

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from muxflow.bus import QueryError
 from muxflow.contracts import ALL_TENANTS, Role
@@ -152,12 +153,12 @@ async def test_damaged_measurements_are_named_in_the_log_and_profiles_bring_back
 
 async def test_a_model_that_is_worse_does_not_serve(room: Room) -> None:
     await room.world(range(12), range(6))
-    predictor = await room.start(policy=OWN_ROWS_ONLY)
+    pairs = [(job, service) for job in range(12) for service in range(6)]
+    training = [each for each in pairs if not held_out(PairName(key(each[0]), f"service-{each[1]}", KIND))]
+    predictor = await room.start(policy=replace(OWN_ROWS_ONLY, retrain_rows=len(training)))
     model = await room.await_model()
-    for job in range(12):
-        for service in range(6):
-            if not held_out(PairName(key(job), f"service-{service}", KIND)):  # judges know better
-                await room.beside(job, service, 1.0 - truth(job, service), sm_share_pct=41)
+    for job, service in training:  # judges know better
+        await room.beside(job, service, 1.0 - truth(job, service), sm_share_pct=41)
     refused = predictor._metrics.trainings.labels("refused")
     await until(lambda: refused._value.get() >= 1, "a model of nonsense is refused", 40)
     assert (await room.await_model()).version == model.version
