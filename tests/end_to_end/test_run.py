@@ -32,7 +32,7 @@ class Run:
         self._shared: list[Path] = []
         command = [sys.executable, str(ROOT / "examples/run"), "--out", str(self.out)]
         self.process = subprocess.Popen(
-            [*command, "--simulate", "--gpus", "2", "--seconds", "2"],
+            [*command, "--simulate", "--gpus", "2", "--seconds", "2", "--set", "scheduler.profiling=false"],
             env={**os.environ, "TMPDIR": str(self._temporary)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
