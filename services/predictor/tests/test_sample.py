@@ -50,10 +50,11 @@ def test_programs_ask_for_what_they_are_meant_to() -> None:
         assert 0 < int(told.get("copy-mib", 0)) * 2 < int(told["memory-mib"]) or not program.memory_bound
 
 
+@pytest.mark.timeout(120)  # it starts a whole MuxFlow beside other tests
 def test_a_pair_is_measured_under_the_whole_of_the_protection_and_not_twice(tmp_path: Path) -> None:
     output = tmp_path / "pairs.jsonl"
     command = [sys.executable, "-m", "muxflow_predictor.sample", "--output", str(output), "--kinds", "A100"]
-    command += ["--programs", "1", "--services", "1", "--pairs", "1", "--settle-s", "0.8", "--measure-s", "0.6"]
+    command += ["--programs", "1", "--services", "1", "--pairs", "1", "--settle-s", "0.5", "--measure-s", "0.5"]
     command += ["--waited-max", "1", "--workloads", str(WORKLOADS)]
     first = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
     assert first.returncode == 0, first.stderr

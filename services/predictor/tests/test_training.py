@@ -64,7 +64,7 @@ def measured(count: int, *, noise: float = 0.02, memory: bool = False, seed: int
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(train(measured(300), PAIRS, seed=1, threads=1))
+    return Predictor(train(measured(200), PAIRS, seed=1, threads=1))
 
 
 def test_a_model_is_far_better_than_assuming_on_pairs_that_it_has_never_seen() -> None:
@@ -77,18 +77,18 @@ def test_a_model_is_far_better_than_assuming_on_pairs_that_it_has_never_seen() -
 
 
 def test_a_model_of_noise_does_not_take_the_place_of_a_good_one() -> None:
-    good = fulfil(TrainingOrder(rows=tuple(measured(400)), policy=OWN_ROWS_ONLY))
+    good = fulfil(TrainingOrder(rows=tuple(measured(150)), policy=OWN_ROWS_ONLY))
     chance = random.Random(7)
-    noise = tuple(replace(row, normalized_throughput=chance.random()) for row in measured(400))
-    truth_again = fulfil(TrainingOrder(rows=tuple(measured(400)), present=good.trees, policy=OWN_ROWS_ONLY))
+    noise = tuple(replace(row, normalized_throughput=chance.random()) for row in measured(150))
+    truth_again = fulfil(TrainingOrder(rows=tuple(measured(150)), present=good.trees, policy=OWN_ROWS_ONLY))
     assert not judge(truth_again.present, truth_again.candidate, truth_again.assumed, policy=OWN_ROWS_ONLY).promote
     bad = fulfil(TrainingOrder(rows=noise, policy=OWN_ROWS_ONLY))
-    repaired = fulfil(TrainingOrder(rows=tuple(measured(400)), present=bad.trees, policy=OWN_ROWS_ONLY))
+    repaired = fulfil(TrainingOrder(rows=tuple(measured(150)), present=bad.trees, policy=OWN_ROWS_ONLY))
     assert judge(repaired.present, repaired.candidate, repaired.assumed, policy=OWN_ROWS_ONLY).promote
 
 
 def test_the_order_of_the_rows_does_not_change_the_model() -> None:
-    rows = measured(120)
+    rows = measured(40)
     shuffled = rows.copy()
     random.Random(3).shuffle(shuffled)
     assert train(rows, PAIRS, seed=1, threads=1) == train(shuffled, PAIRS, seed=1, threads=1)
