@@ -18,6 +18,7 @@ Cell: TypeAlias = "str | Text"
 
 _STYLES: Final = {
     "running": "green",
+    "profiling": "green",
     "finished": "bright_black",
     "failed": "red",
     "cancelled": "bright_black",
