@@ -43,7 +43,7 @@ def node(tmp_path: Path) -> Iterator[ProtectedMachine]:
 
 def burst(node: ProtectedMachine, seconds: float) -> Any:
     """Have an online service need the whole GPU for a while."""
-    return node.online(rates_per_s=(400.0,), seconds=seconds, kernels=1, kernel_us=3000, blocks=4096)
+    return node.online(rates_per_s=(100.0,), seconds=seconds, kernels=4, kernel_us=3000, blocks=4096)
 
 
 def states(node: ProtectedMachine) -> list[DeviceCondition]:
