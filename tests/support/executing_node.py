@@ -43,6 +43,7 @@ class Node:
                 "lease_s": 120,
                 "lease_grace_s": 10,
                 "log_bytes": 65_536,
+                "nice": 5,
                 **settings,
             }
         )

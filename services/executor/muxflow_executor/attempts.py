@@ -61,6 +61,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: Seconds = 0
     """How long what is left when the program ends may live on without the executor's word; 0: it is killed at once."""
     log_bytes: Bytes
+    nice: Count = 0
+    """Added to the program's niceness."""
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):

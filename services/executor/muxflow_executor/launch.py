@@ -42,6 +42,8 @@ class RunnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Bound on the kept output of one attempt."""
     ladder: LadderPolicy = LadderPolicy()
     """How attempts are stopped."""
+    nice: int = 0
+    """Added to the niceness of every program."""
 
     @property
     def lease_path(self) -> Path:
@@ -158,6 +160,7 @@ class Launcher:
             kill_grace_s=ladder.longest_s(stop, settings.ladder) + _LATE_S,
             drain_s=settings.ladder.hard_grace_s + settings.ladder.disconnect_s + _LATE_S if protected else 0.0,
             log_bytes=settings.log_bytes,
+            nice=settings.nice,
         )
 
 

@@ -354,6 +354,7 @@ class Executor(Service[ExecutorSettings]):
             lease_grace_s=leases.node_grace_s,
             log_bytes=section.log_bytes,
             ladder=ladder_policy(self.settings),
+            nice=section.nice,
         )
 
 

@@ -47,6 +47,9 @@ class ExecutorSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """What the node says about itself, for people and for constraints to come."""
     drain_on_stop: bool = False
     """Stop the jobs on SIGTERM too, as on SIGINT; otherwise they run on until the next executor takes them over."""
+    nice: Annotated[int, Meta(ge=0, le=19)] = 5
+    """Added to the niceness of jobs: 5 leaves a third of a contended core to a job beside an online service's thread.
+    More would have a job that is to save its state, or to end, wait for a busy host."""
     stop: StopSection = StopSection()
     log_bytes: Annotated[int, Meta(ge=4096, le=2**40)] = 64 * MIB
     """Bound on the kept output of one attempt; the oldest half is dropped when it is reached."""

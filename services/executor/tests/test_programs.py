@@ -144,6 +144,11 @@ async def test_program_blocks_and_ignores_no_signal(node: Node) -> None:
     assert [mask & ~of_libc for mask in masks] == [0, 0]
 
 
+async def test_program_gives_way_to_others_on_the_processors(node: Node) -> None:
+    await node.exit_of("nice")
+    assert int(node.output()) == min(os.nice(0) + 5, 19)
+
+
 async def test_default_workdir_is_scratch_of_the_attempt(node: Node) -> None:
     await node.exit_of("sh", "-c", "pwd; echo x > file")
     assert node.output() == f"{node.directory()}/work\n"

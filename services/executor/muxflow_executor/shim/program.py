@@ -49,6 +49,7 @@ def _become_program(order: dict[str, Any], environment: dict[bytes, bytes], outp
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.nice(order.get("nice", 0))
         step = "workdir"
         os.chdir(order["workdir"])
         step = "exec"
