@@ -495,6 +495,16 @@ def test_a_signal_ends_everything_and_the_next_time_goes_on(own_machine: Machine
     assert own_machine.json("status", "long")["record"]["attempt"] == 2
 
 
+def test_a_signal_ends_a_machine_whose_output_nobody_reads(tmp_path: Path) -> None:
+    with subprocess.Popen([*up(tmp_path / "state"), "--gpu", "T4:16GiB"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        while b"ready in" not in process.stdout.readline():
+            assert process.poll() is None
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == 0
+
+
 def test_a_second_ctrl_c_does_not_wait_for_jobs(own_machine: Machine) -> None:
     own_machine.start("--gpu", "T4:16GiB")
     stubborn = job("stubborn", "trap '' TERM; sleep 600 & wait; sleep 600", stop_grace_s=600)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,7 +77,7 @@ def up(
             port=port,
             overrides=_overrides(override or []),
         )
-        asyncio.run(_run(plan, tell=output.json if as_json else _tell, verbose=verbose))
+        asyncio.run(_run(plan, tell=_while_heard(output.json if as_json else _tell), verbose=verbose))
 
     end_with(run)
 
@@ -105,6 +107,18 @@ def _overrides(texts: list[str]) -> tuple[tuple[tuple[str, ...], Any], ...]:
         return tuple(toml.parse_assignment(text) for text in texts)
     except ValueError as error:
         raise CommandError(f"--set {error}", USAGE) from None
+
+
+def _while_heard(tell: Callable[[Report], None]) -> Callable[[Report], None]:
+    """Go on, and stop when told to, also when nobody reads the output any more."""
+
+    def told(report: Report) -> None:
+        try:
+            tell(report)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return told
 
 
 async def _run(plan: Plan, *, tell: Callable[[Report], None], verbose: bool) -> None:
