@@ -48,6 +48,8 @@ log = structlog.get_logger()
 _LONGEST_TIMER_S: Final = 60.0
 """Looked at again at least this often: the wall clock may be set meanwhile."""
 _SPEEDS_PATIENCE_S: Final = 0.02
+_INTERVAL_PATIENCE_S: Final = 5.0
+"""Before everything is matched; arrivals are placed meanwhile."""
 _AGAIN_S: Final = 1.0
 """Wait after a solve that failed."""
 _MISSED_S: Final = 0.02
@@ -115,6 +117,8 @@ class Placing:
     async def _keep_interval(self) -> None:
         while self._settings.interval_s:
             await asyncio.sleep(self._settings.interval_s)
+            if (problem := self._problem(everything=True)) is not None:  # who moves by a guess moves back
+                await self._speeds.learn(_pairs(problem), patience_s=_INTERVAL_PATIENCE_S)
             self.request(_INTERVAL)
 
     def set_timer(self) -> None:
@@ -187,12 +191,23 @@ class Placing:
         self._ends_ns = None
         queue = [(job, record.spec) for job in self._queue.in_order() if (record := self._ledger.get(job.key))]
         for (job, _), how in zip(queue, self._measuring.plans(queue, now_ns=now_ns), strict=True):
+            if self._is_expected(job.key):
+                continue
             if how is not None and how.turn is not Turn.ANYWHERE:
                 self._ends_ns = min(self._ends_ns or how.until_ns, how.until_ns)
             if how is None or how.turn is Turn.ANYWHERE:
                 yield job
             elif how.turn is Turn.ALONE:
                 yield replace(job, need=replace(job.need, alone=True))
+
+    def _is_expected(self, job: JobKey) -> bool:
+        """Whether the GPU that is kept for a job is about to be free. It would only be put where it just was, and the
+        move be for nothing.
+        """
+        gpu = self._offers.reservations.gpu_of(job)
+        there = self._occupancy.on(gpu) if gpu is not None else frozenset()
+        records = [self._ledger.get(key) for key in there]
+        return bool(records) and all(record is not None and record.state is JobState.STOPPING for record in records)
 
     def _placed(self, gpus: Iterable[OpenGpu], now_ns: int) -> Iterator[PlacedJob]:
         settled_ns = now_ns - int(self._settings.settle_s * 1e9)
@@ -236,7 +251,7 @@ class Placing:
     def _carry_out(self, matching: Matching) -> None:
         """Do what still holds; what does not is for the next solve."""
         missed = [not self._assign(key, gpu) for key, gpu in matching.assignments]
-        moving = [move for move in matching.moves if self._may_move(move)]
+        moving = together(move for move in matching.moves if self._may_move(move))
         for move in moving:
             self._move(move)
         left = {GpuKey(*move.source) for move in moving}
@@ -309,6 +324,17 @@ class Placing:
     def _reserve(self, gpu: GpuKey, job: JobKey) -> None:
         until_ns = time.time_ns() + int(self._settings.reserved_s * 1e9)
         self._offers.reservations.make(gpu, job, until_ns=until_ns)
+
+
+def together(moves: Iterable[Move]) -> list[Move]:
+    """Leave out moves to GPUs that nobody leaves after all, and those that would follow them."""
+    left = list(moves)
+    while True:
+        leaving = {move.key for move in left}
+        possible = [move for move in left if move.after is None or move.after in leaving]
+        if len(possible) == len(left):
+            return left
+        left = possible
 
 
 def _pairs(problem: Problem) -> Iterator[tuple[Measured, Spot]]:

@@ -115,6 +115,8 @@ class Solver:
             reason = "it is late"
         except (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError):
             reason = "it has died"
+        except OSError as error:  # no memory, or no process, to be had for now
+            reason = f"it cannot be started: {error}"
         except BaseException:  # cancelled: what it would still say belongs to no request
             await self.close()
             raise

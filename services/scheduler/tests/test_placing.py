@@ -17,8 +17,11 @@ from muxflow.contracts import (
     ALL_TENANTS,
     Checkpoint,
     DeviceCondition,
+    GpuRequest,
     JobReply,
+    JobSpec,
     JobState,
+    JobSubmit,
     Pair,
     QueueQuery,
     QueueReply,
@@ -29,7 +32,9 @@ from muxflow.contracts import (
     SpeedsReply,
     StopCause,
 )
-from muxflow.contracts.catalogue import QUERY_QUEUE, QUERY_SPEEDS
+from muxflow.contracts.catalogue import JOBS_SUBMIT, QUERY_QUEUE, QUERY_SPEEDS
+from muxflow_decisions.matching import Move, Offer, OpenGpu
+from muxflow_scheduler.placing import together
 from scripted_node import NODE, ScriptedNode
 from world import World
 
@@ -53,6 +58,9 @@ class Predictor:
         self.throughput = {"chat": 0.3, "search": 0.9}
         self.fits: dict[str | None, float] = {}
         self.asked: list[Pair] = []
+        self.of_memory: dict[int, dict[str, float]] = {}
+        """By a job's memory, where it matters."""
+        self.takes_s = 0.0
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.answered = asyncio.Event()
@@ -60,11 +68,12 @@ class Predictor:
     async def answer(self, message: Message[SpeedsQuery]) -> SpeedsReply:
         self.asked += message.event.pairs
         await self.may_answer.wait()
+        await asyncio.sleep(self.takes_s)
         self.answered.set()
         return SpeedsReply(speeds=tuple(map(self._speed, message.event.pairs)), generation=1)
 
     def _speed(self, pair: Pair) -> Speed:
-        throughput = self.throughput[str(pair.workload)]
+        throughput = self.of_memory.get(pair.memory_bytes, self.throughput)[str(pair.workload)]
         fits = self.fits.get(pair.workload, 1.0)
         return Speed(normalized_throughput=throughput, low=0, high=1, fits_probability=fits, basis="model")
 
@@ -153,6 +162,85 @@ async def test_a_running_job_moves_to_a_better_gpu_which_is_kept_for_it(
         f"moves to GPU {search} of {NODE}: predicted 0.90 there, 0.30 here" in step.detail for step in record.story
     )
     assert 1 in intervals(await queue(operator, ALL_TENANTS, bool))
+
+
+async def submit_large(user: Bus, job: str, memory_gib: int) -> None:
+    """Submit a job that predictions tell apart from others by its memory."""
+    large = JobSpec(
+        command=("true",), gpu=GpuRequest(memory_bytes=memory_gib * 2**30), checkpoint=Checkpoint(), name=job
+    )
+    await user.publish(JOBS_SUBMIT, JobSubmit(spec=large), tenant="default", job=job)
+
+
+async def test_a_job_that_has_left_first_waits_for_the_one_whose_gpu_it_gets(
+    world: World, user: Bus, predictor: Predictor
+) -> None:
+    predictor.throughput = {"chat": 0.2, "search": 0.2, "mail": 0.2}
+    predictor.of_memory = {
+        2 * 2**30: {"chat": 0.05, "search": 0.5, "mail": 0.9},
+        3 * 2**30: {"chat": 0.3, "search": 0.9, "mail": 0.1},
+    }
+    async with await world.connect(Principal(role=Role.NODE, bound_to=NODE)) as bus:
+        node = ScriptedNode(bus, gpus=3, watched=True)
+        await node.join()
+        chat, search, mail = node.gpus
+        for gpu, workload in zip(node.gpus, ("chat", "search", "mail"), strict=True):
+            await node.serves(gpu, workload, 40.0)
+        await node.becomes(search, HEALTHY)
+        await submit_large(user, "ahead", 2)
+        ahead = await started(node, user, "ahead")
+        await node.becomes(chat, HEALTHY)
+        await submit_large(user, "behind", 3)
+        behind = await started(node, user, "behind")
+        assert (ahead[0], behind[0]) == (search, chat)
+        await node.becomes(mail, HEALTHY)
+        await node.withdrawn("ahead")
+        await node.withdrawn("behind")
+        await node.exited(*behind, code=None, stopped_by=StopCause.DECISION)
+        await submit(user, "other")
+        assert (await node.slot("other"))[0] == chat
+        waiting = (await status(user, "behind")).waiting
+        assert waiting is not None
+        assert "is reserved for it and not free yet" in waiting
+        await node.exited(*ahead, code=None, stopped_by=StopCause.DECISION)
+        assert (await node.slot("ahead", attempt=2))[0] == mail
+        assert (await node.slot("behind", attempt=2))[0] == search
+        await node.fall_silent()
+
+
+def move(key: str, *, after: str | None = None) -> Move:
+    target = OpenGpu(node=NODE, uuid=f"beyond {key}", offer=Offer("T4", 2**34, ("process",)))
+    return Move(
+        key=("t", key),
+        source=(NODE, key),
+        target=target,
+        source_permille=1,
+        target_permille=2,
+        after=("t", after) if after else None,
+    )
+
+
+def test_a_job_does_not_move_to_a_gpu_that_nobody_leaves_after_all() -> None:
+    first, second, third = move("a"), move("b", after="a"), move("c", after="b")
+    circle = [move("d", after="e"), move("e", after="d")]
+    assert together([first, second, third, *circle]) == [first, second, third, *circle]
+    assert together([second, third, *circle]) == circle
+    assert together([first, third, circle[0]]) == [first]
+
+
+async def test_a_job_does_not_move_by_a_guess_while_the_answer_is_on_its_way(
+    user: Bus, operator: Bus, watched: ScriptedNode, predictor: Predictor
+) -> None:
+    predictor.throughput = {"chat": 0.05, "search": 0.01}  # what is assumed is more
+    chat, search = await serve(watched, second=UNHEALTHY)
+    await submit(user, "x", checkpoint=Checkpoint())
+    assert (await started(watched, user, "x"))[0] == chat
+    await asyncio.wait_for(predictor.answered.wait(), 10)
+    predictor.takes_s = 0.3
+    await watched.becomes(search, HEALTHY)
+    reply = await queue(operator, ALL_TENANTS, lambda reply: any(solve.gpus == 2 for solve in reply.solves))
+    assert set(intervals(reply)) == {0}
+    assert (await watched.slot("x"))[1].attempt == 1
 
 
 async def test_a_move_that_gains_less_than_it_costs_is_not_made(

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -73,6 +74,27 @@ async def test_it_answers_what_the_matching_answers_and_says_how_long_it_took() 
             assert found.assignments == solve(problem(jobs)).assignments
             assert found.summary.solve_ms > 0
         assert solver.restarts == 0
+
+
+async def test_a_process_that_cannot_be_started_is_tried_again_and_given_up_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, fails = asyncio.create_subprocess_exec, 1
+
+    async def starting(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        nonlocal fails
+        fails -= 1
+        if fails >= 0:
+            raise BlockingIOError(11, "no process to be had")
+        return await start(*command, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", starting)
+    async with running(attempts=2) as solver:
+        assert (await solver.solve(problem())).assignments
+        await solver.close()
+        fails = 2
+        with pytest.raises(SolverError, match="given up after 2 attempts"):
+            await solver.solve(problem())
 
 
 async def test_a_process_that_is_killed_is_started_anew_and_the_solve_repeated() -> None:
