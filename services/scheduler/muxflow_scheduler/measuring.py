@@ -24,12 +24,14 @@ class Measuring:
         self._unmeasured: dict[str, set[JobKey]] = defaultdict(set)
         """By profile key."""
         self._measured_now: dict[str, set[JobKey]] = defaultdict(set)
+        self._waiting: dict[str, set[JobKey]] = defaultdict(set)
 
     def update(self, record: JobRecord) -> None:
         """Take in the newest record of a job."""
         key, profile_key = key_of(record), record.spec.measured_as
         _keep(self._unmeasured, profile_key, key, there=not record.profiled and not record.state.terminal)
         _keep(self._measured_now, profile_key, key, there=record.state is JobState.PROFILING)
+        _keep(self._waiting, profile_key, key, there=record.state is JobState.PENDING)
 
     def needless(self, spec: JobSpec) -> bool:
         """Whether a job that is submitted now need not be measured, or cannot be."""
@@ -56,6 +58,10 @@ class Measuring:
     def jobs_of(self, key: str) -> frozenset[JobKey]:
         """Unmeasured jobs of a profile key."""
         return frozenset(self._unmeasured.get(key, ()))
+
+    def waiting(self, key: str) -> frozenset[JobKey]:
+        """Pending jobs of a profile key, measured or not."""
+        return frozenset(self._waiting.get(key, ()))
 
     def under_way(self, spec: JobSpec) -> bool:
         """Whether a job of this profile key is being measured."""

@@ -302,13 +302,10 @@ class Term:
             record = self.ledger.get(job)
             if record is not None and (known := self.measuring.known(record.spec)) is not None:
                 self._advance(record, replace(known, goes_on=self.placing.goes_on(record)))
-        for record in self._waiting_as(key):
-            self.queue.update(record)
+        for job in self.measuring.waiting(key):
+            if (record := self.ledger.get(job)) is not None:
+                self.queue.update(record)
         self.placing.request("profile")
-
-    def _waiting_as(self, profile_key: str) -> list[JobRecord]:
-        records = (self.ledger.get(job.key) for job in self.queue.in_order())
-        return [record for record in records if record is not None and record.spec.measured_as == profile_key]
 
     # ---------------------------------------------------------------- deciding
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator
 
@@ -18,6 +20,7 @@ from muxflow.contracts import (
     DevicesQuery,
     DeviceSummary,
     JobReply,
+    JobsQuery,
     JobState,
     OfflineProfile,
     OnlineProfile,
@@ -26,7 +29,7 @@ from muxflow.contracts import (
     Slot,
     StopCause,
 )
-from muxflow.contracts.catalogue import PROFILES_OFFLINE, PROFILES_ONLINE, QUERY_DEVICES
+from muxflow.contracts.catalogue import PROFILES_OFFLINE, PROFILES_ONLINE, QUERY_DEVICES, QUERY_JOBS
 from scripted_node import ScriptedNode
 from world import World
 
@@ -253,3 +256,25 @@ async def test_the_sm_share_follows_a_forecast_while_it_holds(
     found = await until(devices, lambda found: found and found["search"].forecast_peak_pct is not None)
     assert {name: each.next_sm_share_pct for name, each in found.items()} == {"chat": 20, "search": 50}
     assert {each.forecast_peak_pct for each in found.values()} == {70.0}
+
+
+async def test_a_scheduler_takes_over_thousands_of_unmeasured_jobs_within_its_lease(
+    world: World, user: Bus, operator: Bus
+) -> None:
+    """One that holds up its event loop for longer than its lease lasts loses it, again and again."""
+    await asyncio.gather(*(submit(user, f"j{number}") for number in range(2000)))
+    await until(lambda: _jobs(operator), lambda total: total == 2000)
+    scheduler = world.services["scheduler"]
+    scheduler.kill()
+    scheduler.start()
+    await until(lambda: _jobs(operator), lambda total: total == 2000)
+    leading = [json.loads(line) for line in scheduler.log.read_text().splitlines() if '"leading"' in line]
+    assert leading[-1]["jobs"] >= 1000  # the others were not written yet when it was killed
+    assert leading[-1]["took_s"] < 3.0
+
+
+async def _jobs(operator: Bus) -> int:
+    with contextlib.suppress(NoResponders):
+        reply = await operator.request(QUERY_JOBS, JobsQuery(limit=1), timeout_s=5, tenant=ALL_TENANTS)
+        return int(reply.total)
+    return 0
