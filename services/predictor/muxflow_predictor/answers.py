@@ -138,10 +138,11 @@ class Answers:
     async def _speeds(self, pairs: Sequence[Pair]) -> list[Speed]:
         """Answer, from the cache where that was asked before. What the model is asked, it is asked at once."""
         cache = self._cache
-        unknown = list(dict.fromkeys(pair for pair in pairs if pair not in cache))
+        known = {pair: cache[pair] for pair in pairs if pair in cache}  # who asks meanwhile may clear it
+        unknown = list(dict.fromkeys(pair for pair in pairs if pair not in known))
         answers = {pair: speed for pair in unknown if (speed := self._without_model(pair)) is not None}
         answers |= await self._by_model([pair for pair in unknown if pair not in answers])
-        speeds = [cache.get(pair) or answers[pair] for pair in pairs]
+        speeds = [known.get(pair) or answers[pair] for pair in pairs]
         if len(cache) + len(answers) > _CACHED_MAX:
             cache.clear()
         cache.update(answers)

@@ -24,13 +24,14 @@ class Measurements:
         self._policy = policy
         self._rows_max = rows_max
         self._pairs: dict[PairName, tuple[MeasuredPair, ...]] = {}
+        self._rows = 0
         self._history: History | None = None
         self.new_rows = 0
         """New ones since `begin_training`."""
         self.unsaved = False
 
     def __len__(self) -> int:
-        return sum(map(len, self._pairs.values()))
+        return self._rows
 
     def of(self, name: PairName) -> tuple[MeasuredPair, ...]:
         """Give those of one pair, oldest first."""
@@ -49,16 +50,18 @@ class Measurements:
 
     def take(self, row: MeasuredPair) -> bool:
         """Take one in; False if it was known."""
-        absorbed = absorb(self.of(row.name), row, self._policy)
+        before = self.of(row.name)
+        absorbed = absorb(before, row, self._policy)
         if not absorbed.changed:
             return False
         self._pairs.pop(row.name, None)
         self._pairs[row.name] = absorbed.rows  # the pair that was measured last is the last one
+        self._rows += len(absorbed.rows) - len(before)
         self._history = None
         self.new_rows += absorbed.new
         self.unsaved = True
-        while len(self) > self._rows_max and len(self._pairs) > 1:
-            del self._pairs[next(iter(self._pairs))]
+        while self._rows > self._rows_max and len(self._pairs) > 1:
+            self._rows -= len(self._pairs.pop(next(iter(self._pairs))))
         return True
 
     def begin_training(self) -> int:

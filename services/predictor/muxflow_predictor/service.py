@@ -174,7 +174,7 @@ class Predictor(Service[PredictorSettings]):
             verdict = judge(result.present, result.candidate, result.assumed, policy=section.policy)
             if verdict.promote:
                 self._serve(await self._patiently(lambda: self._models.promote(result)))
-        except (TrainingFailed, ModelError) as error:
+        except (TrainingFailed, ModelError, BusError) as error:
             self._measurements.new_rows += new_rows
             self._metrics.trainings.labels("failed").inc()
             self.log.warning("no training", error=str(error))
@@ -200,7 +200,10 @@ class Predictor(Service[PredictorSettings]):
         while True:
             await asyncio.sleep(_SAVE_AFTER_S)
             if self._measurements.unsaved:
-                await self._patiently(lambda: self._measurements.save(self._store))
+                try:
+                    await self._patiently(lambda: self._measurements.save(self._store))
+                except BusError as error:  # such as a server that has no room for them
+                    self.log.warning("measurements are not kept", reason=str(error))
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do something on the bus, again and again until it is done."""

@@ -17,14 +17,17 @@ class TrainingFailed(Exception):  # noqa: N818 - it reads as what the log is tol
 
 async def trained(order: TrainingOrder, *, timeout_s: float) -> TrainingResult:
     """Have one model trained. Ends the process when cancelled. Raises `TrainingFailed`."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "muxflow_predictor.train",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "muxflow_predictor.train",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:  # no memory, or no process, to be had for now
+        raise TrainingFailed(f"the training process cannot be started: {error}") from None
     try:
         async with asyncio.timeout(timeout_s):
             output, errors = await process.communicate(msgspec.json.encode(order))

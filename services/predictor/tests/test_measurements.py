@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from muxflow.contracts import Gpu, NodeState
 from muxflow.contracts.profiles import OnlineProfile
 from muxflow_decisions.speed import MeasuredPair, MeasuredPolicy, PairFacts, PairName
@@ -49,6 +51,15 @@ def test_what_was_kept_before_is_neither_new_nor_unsaved() -> None:
     assert (len(kept), kept.new_rows, kept.unsaved) == (2, 0, False)
     assert kept.take(row(1, 0.9, time_ns=2))
     assert (kept.new_rows, kept.unsaved) == (1, True)
+
+
+def test_as_many_as_are_kept_are_taken_in_without_holding_up_answers() -> None:
+    kept = Measurements(MeasuredPolicy(), rows_max=20_000)
+    rows = [row(number, time_ns=number + 1) for number in range(20_100)]
+    begun_s = time.process_time()
+    kept.restore(rows)
+    assert time.process_time() - begun_s < 2.0
+    assert len(kept) == len(kept.all()) == 20_000
 
 
 def test_history_follows_what_is_measured() -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from muxflow.bus import QueryError
+from muxflow.bus import ObjectStore, PublishRefused, QueryError
 from muxflow.contracts import ALL_TENANTS, Role
 from muxflow_decisions.speed import ModelPolicy, PairName, held_out
+from muxflow_predictor import answers
+from muxflow_predictor import service as predicting
 from muxflow_predictor.measurements import OBJECT
 from muxflow_predictor.models import STORE
 from predicting_room import KIND, OWN_ROWS_ONLY, TENANT, Room, key, pair, truth, until
@@ -174,6 +176,40 @@ async def test_a_training_process_that_is_killed_does_no_harm(room: Room) -> Non
     (speed,) = (await room.speeds(pair(1, 1))).speeds
     assert speed.basis == "measured"
     await room.await_model()
+
+
+async def test_a_store_that_has_no_room_costs_a_training_and_no_answer(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise PublishRefused(10077, "maximum bytes exceeded")
+
+    monkeypatch.setattr(predicting, "_SAVE_AFTER_S", 0.05)
+    await room.world(range(12), range(6))
+    with monkeypatch.context() as full:
+        full.setattr(ObjectStore, "put", refuse)
+        predictor = await room.start(policy=OWN_ROWS_ONLY, training_retry_s=0.05)
+        await until(lambda: predictor._metrics.trainings.labels("failed")._value.get() >= 1, "it is counted", 40)
+        assert predictor._measurements.unsaved
+        (speed,) = (await room.speeds(pair(1, 1))).speeds
+        assert speed.basis == "measured"
+    await room.await_model()
+    await until(lambda: not predictor._measurements.unsaved, "they are kept")
+
+
+async def test_a_question_is_answered_whatever_another_one_forgets_meanwhile(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "_CACHED_MAX", 0)
+    await room.world(range(12), range(6))
+    predictor = await room.start(policy=OWN_ROWS_ONLY)
+    await room.await_model()
+    await room.speeds(pair(1, 1))
+    unknown = [pair(job, 1, sm_share_pct=80) for job in (2, 3)]
+    found = await asyncio.gather(
+        predictor._answers._speeds(unknown[:1]), predictor._answers._speeds([pair(1, 1), *unknown[1:]])
+    )
+    assert [[speed.basis for speed in each] for each in found] == [["model"], ["measured", "model"]]
 
 
 async def test_a_user_is_told_of_each_service_and_of_own_jobs_only(room: Room) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from nats.aio.msg import Msg
 
 from muxflow.bus.connection import Connection
-from muxflow.bus.errors import BusError, ObjectDamaged
+from muxflow.bus.errors import BusError, ObjectDamaged, RequestTimeout
 from muxflow.bus.message import Delivery
 from muxflow.bus.publishing import Publisher
 from muxflow.bus.reader import OrderedReader
@@ -103,7 +103,10 @@ class ObjectStore:
             await self._purge(info.nuid)
 
     async def names(self) -> list[str]:
-        """List the objects, by name. Those that cannot be read are left out."""
+        """List the objects, by name. Those that cannot be read are left out.
+
+        Raises `Disconnected`, `RequestTimeout`.
+        """
         found: dict[str, bool] = {}
 
         def note(msg: Msg, _: Delivery) -> None:
@@ -115,6 +118,8 @@ class ObjectStore:
         reader.open()
         try:
             await asyncio.wait_for(reader.caught_up(), _READ_S)
+        except TimeoutError:
+            raise RequestTimeout(f"objects of {self.name}: not listed within {_READ_S:g} s") from None
         finally:
             await reader.stop()
         return sorted(name for name, there in found.items() if there)
