@@ -141,3 +141,6 @@ def test_promises_hold_or_not_beyond_the_noise_of_alone_against_alone(protected:
     worse["online_p99_ratio_unprotected"] = 1.1
     assert [each.holds for each in verdicts.verdicts(worse)] == [False, False, False, False]
     assert [each.holds for each in verdicts.verdicts(dict.fromkeys(figures))] == [None, None, None, None]
+    for noise in (0.7, 1.3):
+        noisy = verdicts.verdicts({**figures, "alone_p99_ratio": noise})
+        assert [each.holds for each in noisy] == [None, True, True, None]
