@@ -16,6 +16,7 @@ from muxflow_decisions.profiling import Beside, CorunPolicy, CorunWindow, corun
 SECOND = 1_000_000_000
 GIB = 2**30
 POLICY = CorunPolicy()
+FULL = {"memory_used_bytes": 16 * GIB - 1, "memory_total_bytes": 16 * GIB}
 ALONE = OfflineProfile(key="t/j", gpu_kind="T4", launches_per_s=1000.0, confident=True)
 PAIR = CorunProfile(offline_key="t/j", workload="chat", gpu_kind="T4", sm_share_pct=50)
 
@@ -83,8 +84,9 @@ def test_a_gap_or_counters_that_fall_begin_a_window_anew() -> None:
     assert [window.launches_per_s for window in windows(fallen)] == [600, 600]
 
 
-def test_a_job_that_was_refused_memory_does_not_fit_and_that_is_told_once_and_at_once() -> None:
-    samples = [sample(n, 600 * n, refused_bytes=(n >= 2) * GIB) for n in range(20)]
+def test_a_job_that_runs_the_device_out_of_memory_does_not_fit_and_that_is_told_once_and_at_once() -> None:
+    over: dict[str, Any] = {"state": DeviceCondition.OVERLIMIT, **FULL}
+    samples = [sample(n, 600 * n, **(over if n >= 2 else {})) for n in range(20)]
     first, *others = windows(samples)
     assert (first.fits, first.seconds, first.launches_per_s) == (False, 0, None)
     assert [window.fits for window in others] == [False]
@@ -94,12 +96,16 @@ def test_a_job_that_was_refused_memory_does_not_fit_and_that_is_told_once_and_at
 
 
 def test_a_device_without_memory_left_does_not_fit_both() -> None:
-    full = {"memory_used_bytes": 16 * GIB - 1, "memory_total_bytes": 16 * GIB}
-    (window,) = windows([sample(1, 100, state=DeviceCondition.OVERLIMIT, **full)])
+    (window,) = windows([sample(1, 100, state=DeviceCondition.OVERLIMIT, **FULL)])
     assert not window.fits
-    assert windows([sample(1, 100, **full)]) == []
+    assert windows([sample(1, 100, **FULL)]) == []
     roomy = {"memory_used_bytes": 8 * GIB, "memory_total_bytes": 16 * GIB}
     assert windows([sample(1, 100, state=DeviceCondition.OVERLIMIT, **roomy)]) == []
+
+
+def test_a_job_that_asks_for_more_than_its_quota_fits_as_well_as_before() -> None:
+    samples = [sample(n, 600 * n, refused_bytes=(n >= 2) * GIB) for n in range(15)]
+    assert [window.fits for window in windows(samples)] == [True]
 
 
 def test_without_a_profile_the_throughput_is_not_known_but_that_both_fit_is() -> None:

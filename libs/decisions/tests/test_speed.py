@@ -24,6 +24,7 @@ from muxflow_decisions.speed import (
     absorb,
     alone,
     assumed,
+    did_not_fit,
     examples,
     expected,
     facts_of,
@@ -261,6 +262,16 @@ def test_the_newest_measurement_answers_for_about_its_share_and_for_a_week() -> 
     assert newest_measured([new, wide], sm_share_pct=None, now_ns=10, policy=policy) is wide
     assert newest_measured([new], sm_share_pct=61, now_ns=10, policy=policy) is None
     assert newest_measured([new], sm_share_pct=40, now_ns=8 * DAY_NS, policy=policy) is None
+
+
+def test_a_pair_does_not_fit_if_it_did_not_when_that_was_seen_last() -> None:
+    policy = MeasuredPolicy()
+    unfit = replace(_row("j", "w", 0.4, time_ns=2), fits=False, normalized_throughput=None)
+    fitted, unseen = (replace(_row("j", "w", 0.4, time_ns=3), fits=fits) for fits in (True, None))
+    assert did_not_fit([unfit, unseen], now_ns=10, policy=policy)
+    assert not did_not_fit([fitted, unfit], now_ns=10, policy=policy)
+    assert not did_not_fit([unfit], now_ns=8 * DAY_NS, policy=policy)
+    assert not did_not_fit([], now_ns=10, policy=policy)
 
 
 def test_a_longer_measurement_is_surer() -> None:

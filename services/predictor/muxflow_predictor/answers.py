@@ -28,6 +28,7 @@ from muxflow_decisions.speed import (
     PairName,
     alone,
     assumed,
+    did_not_fit,
     facts_of,
     features,
     fits_by_memory,
@@ -158,14 +159,14 @@ class Answers:
         if pair.workload is None:
             nobody = replace(facts, online_memory_bytes=0)
             return alone(measured=offline is not None, fits_probability=fits_by_memory(nobody))
-        row = newest_measured(
-            self._measurements.of(_name(pair)),
-            sm_share_pct=pair.sm_share_pct,
-            now_ns=time.time_ns(),
-            policy=self._section.measured,
-        )
+        rows, policy, now_ns = self._measurements.of(_name(pair)), self._section.measured, time.time_ns()
+        unfit = did_not_fit(rows, now_ns=now_ns, policy=policy)
+        row = newest_measured(rows, sm_share_pct=pair.sm_share_pct, now_ns=now_ns, policy=policy)
         if row is not None:
-            return speed_measured(row, fits_probability=rule if row.fits is None else float(row.fits))
+            known = rule if row.fits is None else float(row.fits)
+            return speed_measured(row, fits_probability=0.0 if unfit else known)
+        if unfit:  # at once, and before it could be measured how fast
+            return assumed(facts, fits_probability=0.0)
         if self._serving is None or offline is None or self._knowledge.online(pair.workload, pair.gpu_kind) is None:
             return assumed(facts, fits_probability=rule)
         return None

@@ -41,6 +41,16 @@ async def test_a_pair_that_was_measured_answers_with_what_was_measured(room: Roo
     assert other.basis == "assumed"
 
 
+async def test_a_pair_that_ran_out_of_memory_at_once_is_not_tried_again(room: Room) -> None:
+    await room.service(1)
+    await room.job(1)
+    await room.beside(1, 1, normalized_throughput=None, fits=False)
+    await room.start(settle_s=3600.0)
+    for share in (40, 80):
+        (speed,) = (await room.speeds(pair(1, 1, sm_share_pct=share))).speeds
+        assert (speed.basis, speed.fits_probability) == ("assumed", 0)
+
+
 async def test_a_new_measurement_changes_the_answer_and_the_generation(room: Room) -> None:
     await room.service(1)
     await room.job(1)

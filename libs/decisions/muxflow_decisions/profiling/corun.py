@@ -186,10 +186,10 @@ def _broken(before: BesideSample | None, after: BesideSample, policy: CorunPolic
 
 
 def _is_unfit(sample: BesideSample, policy: CorunPolicy) -> bool:
-    """Whether there is not enough memory for both: the job was refused some, or the device has run out."""
+    """Whether the device has run out of memory with both on it. That a job asked for more than its quota says nothing
+    of a pair: it would anywhere.
+    """
     gpu = sample.gpu
-    if sample.usage.refused_bytes:
-        return True
     if gpu.state is not DeviceCondition.OVERLIMIT or gpu.memory_used_bytes is None or gpu.memory_total_bytes is None:
         return False
     return gpu.memory_total_bytes - gpu.memory_used_bytes < policy.memory_reserve_mib * _MIB

@@ -6,7 +6,15 @@ from muxflow_decisions.speed.facts import MeasuredPair, PairFacts, PairName, fac
 from muxflow_decisions.speed.features import FEATURES, HISTORY, PAIRS, Feature, FeatureSpace, features, history_values
 from muxflow_decisions.speed.fits import fits_by_memory
 from muxflow_decisions.speed.history import Background, Effect, History, learn
-from muxflow_decisions.speed.measured import MEASURED, Absorbed, MeasuredPolicy, absorb, newest_measured, speed_measured
+from muxflow_decisions.speed.measured import (
+    MEASURED,
+    Absorbed,
+    MeasuredPolicy,
+    absorb,
+    did_not_fit,
+    newest_measured,
+    speed_measured,
+)
 from muxflow_decisions.speed.promote import Evaluation, ModelPolicy, Progress, Verdict, judge, why_train
 
 __all__ = [
@@ -33,6 +41,7 @@ __all__ = [
     "absorb",
     "alone",
     "assumed",
+    "did_not_fit",
     "examples",
     "expected",
     "facts_of",

@@ -82,6 +82,13 @@ def newest_measured(
     return max(answering, key=lambda row: row.time_ns, default=None)
 
 
+def did_not_fit(rows: Iterable[MeasuredPair], *, now_ns: int, policy: MeasuredPolicy) -> bool:
+    """Whether both ran the device out of memory when that was seen last. `rows` are all of that pair."""
+    told = [row for row in rows if row.fits is not None and now_ns - row.time_ns <= policy.valid_days * _DAY_NS]
+    newest = max(told, key=lambda row: row.time_ns, default=None)
+    return newest is not None and newest.fits is False
+
+
 def speed_measured(row: MeasuredPair, *, fits_probability: float) -> Speed:
     """Answer by a measurement; the shorter it was, the wider its interval."""
     value = row.normalized_throughput or 0.0
