@@ -178,8 +178,8 @@ async def test_a_pair_that_does_not_fit_is_told_at_once(
     await fleet.serve(WORKLOAD)
     slot = await fleet.place("big", share=40)
     await make_profiler()
-    full = {"memory_used_bytes": 16 * GIB, "memory_total_bytes": 16 * GIB}
-    await fleet.tell(1, slot, 100, state=DeviceCondition.OVERLIMIT, **full)
+    over = DeviceCondition.OVERLIMIT
+    await fleet.tell(1, slot, 100, state=over, memory_used_bytes=16 * GIB, memory_total_bytes=16 * GIB)
     await until(lambda: profiles.corun("big") is not None, "the pair")
     assert (profiles.corun("big").fits, profiles.corun("big").normalized_throughput) == (False, None)
 
