@@ -281,7 +281,7 @@ def test_a_job_that_probably_does_not_fit_waits_unless_predictions_are_off() -> 
     assert len(solve(replace(problem, policy=MatchingPolicy(weights=Weights.MEMORY))).assignments) == 1
 
 
-@pytest.mark.parametrize(("gain", "moves"), [(5, 0), (6, 1)])
+@pytest.mark.parametrize(("gain", "moves"), [(20, 0), (21, 1)])
 def test_a_job_moves_only_for_more_than_a_move_costs(gain: int, moves: int) -> None:
     table = speeds({("x", "calm"): 500 + gain, ("x", "busy"): 500}, (X,), (CALM, BUSY))
     problem = Problem(gpus=(gpu("c", CALM), gpu("b", BUSY)), placed=(placed("1", X, "b"),), speeds=table)

@@ -36,8 +36,9 @@ class MatchingPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Of `random`: the same problem and seed give the same matching."""
     fits_threshold_permille: Permille = 800
     """A job is not placed where it fits into the device's memory with a smaller probability."""
-    migration_cost_permille: Permille = 5
-    """A job moves only if the sum of normalized throughput grows by more: 5 for each move is half a per cent."""
+    migration_cost_permille: Permille = 20
+    """A job moves only if the sum of normalized throughput grows by more: 20 for each move is two per cent. Measured
+    speeds repeat to about that, and jobs shall not move back and forth for the noise of their measurements."""
     migration_cost_unsaved_permille: Permille = 100
     """The same for a job that declares no checkpoint, and begins anew when it moves."""
     moves_max: Annotated[int, Meta(ge=0)] = 10
