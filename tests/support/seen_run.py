@@ -160,6 +160,7 @@ def happened() -> list[Seen]:
         seen("devices.state", 5, state(DeviceCondition.OVERLIMIT, DeviceCondition.OVERLIMIT)),
         seen("alerts.eviction", 6, EvictionAlert(**evicted)),
         seen("alerts.eviction", 6.5, EvictionAlert(**evicted, total_ms=500)),
+        seen("jobs.finished", -2, JobFinished(tenant="default", job="small-4", attempt=1, node="here", gpu=H200)),
         seen("jobs.finished", 8, JobFinished(tenant="default", job="small-2", attempt=1, node="here", gpu=H200)),
         seen("jobs.finished", 12, JobFinished(tenant="default", job="small-3", attempt=1, node="here", gpu=H200)),
     ]

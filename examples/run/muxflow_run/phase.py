@@ -50,7 +50,7 @@ def figures(seen: Observation, alone: Observation | None) -> PhaseFigures:
         offline_share=_share(seen, [uuid for uuid, gpu in seen.gpus.items() if gpu.service is not None]),
         offline_share_all=_share(seen, list(seen.gpus)),
         normalized_throughput=_mean([each.normalized_throughput for each in gpus], 3),
-        jobs_done=sum(seen.within(each) for each, _ in seen.events("jobs.finished")) if with_jobs else None,
+        jobs_done=_jobs_done(seen) if with_jobs else None,
         freezes=sum(each.freezes for each in gpus),
         evictions=sum(each.evictions for each in gpus),
         host=seen.host,
@@ -63,6 +63,10 @@ def figures(seen: Observation, alone: Observation | None) -> PhaseFigures:
         happenings=_happenings(seen),
         missing=_missing(seen, gpus),
     )
+
+
+def _jobs_done(seen: Observation) -> int:
+    return sum(each.time_ns < seen.window.end_ns for each, _ in seen.events("jobs.finished"))
 
 
 # --- online services ---

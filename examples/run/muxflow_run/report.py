@@ -185,6 +185,7 @@ class PhaseFigures(msgspec.Struct, frozen=True, kw_only=True):
     normalized_throughput: float | None
     """Mean over all GPUs."""
     jobs_done: int | None
+    """Finished since the phase began, warm-up included."""
     freezes: int
     evictions: int
     host: HostFigures
