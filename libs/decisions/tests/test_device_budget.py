@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -186,6 +186,7 @@ def test_more_online_activity_never_gives_a_larger_budget(
     assert less.budget_permille >= more.budget_permille
 
 
+@example(BudgetMemory(trim=0.25, held_down=False, at_ns=0), 87.0, (0.25, 1.0), (None, None), 100)
 @given(memories, percents, st.tuples(st.floats(0, 3), st.floats(0, 3)), st.tuples(inflations, inflations), caps)
 def test_a_worse_latency_and_slower_kernels_never_give_a_larger_budget(
     memory: BudgetMemory,

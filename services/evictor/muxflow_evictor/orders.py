@@ -149,8 +149,14 @@ class Orders:
         await asyncio.wait({entering}, timeout=_LEDGER_S)
 
     def _enter(self, eviction: Eviction, *beginning: asyncio.Task[None]) -> None:
-        telling = self._spawn(_await(self._tell(eviction.begun(self._node))))
+        telling = self._spawn(self._tell_begun(eviction, beginning))
         self._under_way[eviction.attempt] = eviction, (*beginning, telling)
+
+    async def _tell_begun(self, eviction: Eviction, beginning: tuple[asyncio.Task[None], ...]) -> None:
+        """Tell of it once it is written down, or the disk is slow: else one that is killed in between tells it twice."""
+        if beginning:
+            await asyncio.wait(beginning, timeout=_LEDGER_S)
+        await self._tell(eviction.begun(self._node))
 
     def _over(self, order: EvictOrder, done: EvictDone) -> None:
         found = self._under_way.pop(done.attempt, None)
@@ -187,10 +193,6 @@ class Orders:
         if self.away is not None:
             log.info("the executor answers")
         self.away = None
-
-
-async def _await(work: Awaitable[None]) -> None:
-    await work
 
 
 def _decision(order: EvictOrder) -> tuple[str, int]:

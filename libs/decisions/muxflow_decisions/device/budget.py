@@ -161,7 +161,7 @@ def _trimmed(memory: BudgetMemory, ratio: float | None, elapsed_s: float, policy
 
 def _approached(budget: int, wanted: int, elapsed_s: float, cap: int, policy: DevicePolicy) -> int:
     """Go from the budget that is given towards the one that is wanted, as far as cap and elapsed time allow."""
-    at_bound = wanted <= policy.budget_min_permille or wanted >= cap
+    at_bound = wanted <= policy.budget_min_permille or wanted >= cap or budget < policy.budget_min_permille
     if abs(wanted - budget) < policy.budget_band_permille and not at_bound and budget <= cap:
         return budget
     return min(wanted, cap, budget + int(policy.budget_rise_permille_per_s * elapsed_s))
