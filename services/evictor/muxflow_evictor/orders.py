@@ -153,7 +153,7 @@ class Orders:
         self._under_way[eviction.attempt] = eviction, (*beginning, telling)
 
     async def _tell_begun(self, eviction: Eviction, beginning: tuple[asyncio.Task[None], ...]) -> None:
-        """Tell of it once it is written down, or the disk is slow: else one that is killed in between tells it twice."""
+        """Tell of it once it is written down, or the disk is slow: who is killed in between would tell it twice."""
         if beginning:
             await asyncio.wait(beginning, timeout=_LEDGER_S)
         await self._tell(eviction.begun(self._node))
