@@ -213,7 +213,7 @@ def _model(phase: PhaseFigures) -> str:
     figures = ", ".join(f"{name} {value:.3g}" for name, value in phase.model.evaluation.items())
     return (
         f"version {phase.model.version}, trained on {phase.model.trained_rows} pairs that were measured on "
-        f"{phase.model.measured_on} GPUs; on {phase.model.held_out_rows} others: {figures}"
+        f"{phase.model.measured_on}; on {phase.model.held_out_rows} others: {figures}"
     )
 
 

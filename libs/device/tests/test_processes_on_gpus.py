@@ -90,6 +90,15 @@ def test_a_process_that_has_gone_meanwhile_is_unknown(table: ProcessTable) -> No
     assert side(sort(table, gone.pid), gone.pid) is Side.UNKNOWN
 
 
+def test_a_process_that_has_ended_stays_on_its_side_while_nvml_lists_it(table: ProcessTable) -> None:
+    with program(MUXFLOW_RUN_ID="r") as job:
+        assert side(sort(table, job.pid), job.pid) is Side.OFFLINE
+    for _ in range(2):
+        assert side(sort(table, job.pid), job.pid) is Side.OFFLINE
+    assert not sort(table).processes
+    assert side(sort(table, job.pid), job.pid) is Side.UNKNOWN
+
+
 def test_what_is_declared_anew_counts_for_those_who_are_there() -> None:
     declared: list[str] = []
     table = ProcessTable(lambda command: any(word in command for word in declared))

@@ -81,7 +81,7 @@ class ProcessTable:
         known = {}
         for process in processes:
             key = (process.pid, _start_ticks(process.pid))
-            before = self._known.get(key)
+            before = self._known.get(key) if key[1] else self._last_of(process.pid)
             if before is None or before.side is Side.UNKNOWN:
                 name, side = self._look(process.pid, offline)
             else:
@@ -89,6 +89,10 @@ class ProcessTable:
             known[key] = Process(pid=process.pid, name=name, side=side, memory_bytes=process.memory_bytes)
         self._known = known
         return Crowd(tuple(known.values()))
+
+    def _last_of(self, pid: int) -> Process | None:
+        """Who had this id: NVML lists a process that has ended for a moment, and nothing else tells whose it was."""
+        return next((process for (known, _), process in self._known.items() if known == pid), None)
 
     def _look(self, pid: int, offline: Collection[int]) -> tuple[str, Side]:
         command = _command_line(pid)
