@@ -141,7 +141,7 @@ def summary(reply: JobReply, known: Mapping[str, str]) -> list[tuple[str, output
 
 
 def _attempts(record: JobRecord) -> str:
-    counts = {"failed": record.failures, "lost": record.losses, "evicted": record.evictions}
+    counts = {"failed": record.failures, "lost": record.losses, "stopped by MuxFlow": record.evictions}
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return f"{record.attempt} ({told})" if told else str(record.attempt)
 
