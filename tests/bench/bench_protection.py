@@ -45,8 +45,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 from muxflow.contracts import DeviceCondition, JobState
 from muxflow_simgpu import Operation, SimulatedMachine, figures
+from muxflow_simgpu.figures import percentile
 from protected_machine import ProtectedMachine
-from workloads import WORKLOADS, OnlineService, Request, lost, percentile, until
+from workloads import WORKLOADS, OnlineService, Request, lost, until
 
 SECOND_NS = 1_000_000_000
 BURSTY = (5.0, 5.0, 120.0, 120.0, 5.0, 5.0, 5.0, 5.0, 150.0, 5.0)

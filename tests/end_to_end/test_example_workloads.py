@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxflow_simgpu import SimulatedMachine
+from muxflow_simgpu.figures import percentile
 from simulated_gpus import simulated
-from workloads import WORKLOADS, percentile, until
+from workloads import WORKLOADS, until
 
 DEADLINE_S = 30.0
 MIB = 2**20

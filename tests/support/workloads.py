@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -91,14 +90,6 @@ class OnlineService:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
         self._process.communicate()
-
-
-def percentile(values: Iterable[float], per_cent: float) -> float:
-    """The nearest-rank percentile: a value that was measured. ValueError when there is none."""
-    ordered = sorted(values)
-    if not ordered:
-        raise ValueError("no values")
-    return ordered[max(0, math.ceil(per_cent / 100 * len(ordered)) - 1)]
 
 
 def lost(requests: Iterable[Request]) -> list[str]:

@@ -17,7 +17,8 @@ from muxflow_device.rundir import DeviceDirectory
 
 _CLOSED: Final = -1
 _WRITABLE: Final = 0o666
-"""Online services run as users that we do not know; all they could forge is that they are busy."""
+"""Online services run as users that we do not know. So anybody on the node can write it: forge that a service is busy,
+or that it is not, and cut it short, which ends the processes that have it mapped (xcuda-preload/README.md)."""
 
 
 class BeaconView(msgspec.Struct, frozen=True, kw_only=True):
