@@ -60,6 +60,14 @@ class Service:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def child(self, module: str) -> int | None:
+        """Process id of the child that runs a module; None while there is none."""
+        for children in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            for pid in children.read_text().split():
+                if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+        return None
+
     def start(self) -> None:
         assert not self.running
         with self.log.open("ab") as log:

@@ -90,6 +90,8 @@ class Placing:
         self._timer: asyncio.TimerHandle | None = None
         self._ends_ns: int | None = None
         """When a wait for a measurement ends."""
+        self._looked_ns = 0
+        """When the last problem was put together: back-offs that have ended since then are still to be seen."""
         self.solves: deque[Solve] = deque(maxlen=_SOLVES_KEPT)
 
     def request(self, trigger: str) -> None:
@@ -124,7 +126,11 @@ class Placing:
     def set_timer(self) -> None:
         """Have matching run again when the next wait ends: a back-off, one for a measurement, a reservation."""
         now_ns = time.time_ns()
-        ends = (self._queue.next_release_ns(now_ns), self._ends_ns, self._offers.reservations.next_end_ns())
+        ends = (
+            self._queue.next_release_ns(min(self._looked_ns, now_ns)),
+            self._ends_ns,
+            self._offers.reservations.next_end_ns(),
+        )
         ends_ns = min((each for each in ends if each is not None), default=None)
         if self._timer is not None:
             self._timer.cancel()
@@ -172,7 +178,7 @@ class Placing:
 
     def _problem(self, *, everything: bool) -> Problem | None:
         """Put together waiting jobs and free GPUs, or all there is; None if there is nothing to decide."""
-        now_ns = time.time_ns()
+        self._looked_ns = now_ns = time.time_ns()
         self._offers.reservations.expire(now_ns)
         gpus = self._offers.open_gpus(occupied=everything)
         if not gpus:  # whoever comes to be free asks for another round

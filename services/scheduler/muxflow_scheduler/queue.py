@@ -48,6 +48,6 @@ class Queue:
         """Every waiting job, the next one first."""
         return sorted(self._jobs.values(), key=lambda job: job.order)
 
-    def next_release_ns(self, now_ns: int) -> int | None:
-        """When the next back-off ends; None if none will."""
-        return min((at_ns for at_ns in self._held.values() if at_ns > now_ns), default=None)
+    def next_release_ns(self, after_ns: int) -> int | None:
+        """When the first back-off ends of those that end after a time; None if none does."""
+        return min((at_ns for at_ns in self._held.values() if at_ns > after_ns), default=None)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 
 import msgspec
 import pytest
@@ -66,6 +69,29 @@ async def test_a_back_off_outlives_its_leader(world: World, user: Bus, node: Scr
     scheduler = world.services["scheduler"]
     await asyncio.to_thread(scheduler.kill)
     scheduler.start()
+    gpu, slot = await node.slot("x", attempt=2)
+    await node.exited(gpu, slot)
+    await outcomes.of("x", "finished")
+
+
+async def test_a_back_off_that_ends_in_a_new_leaders_first_solve_is_seen(
+    world: World, user: Bus, node: ScriptedNode, outcomes: Outcomes
+) -> None:
+    """The job takes part in that solve as one that may not go yet, and nothing else asks for another one."""
+    await submit(user, "x", retries=1)
+    gpu, slot = await node.slot("x")
+    await node.exited(gpu, slot, code=1)
+    await until_state(user, "x", JobState.PENDING)
+    held = (await status(user, "x")).record
+    scheduler = world.services["scheduler"]
+    await asyncio.to_thread(scheduler.kill)
+    scheduler.start()
+    async with asyncio.timeout(10):
+        while (solver := scheduler.child("muxflow_scheduler.solver")) is None:
+            await asyncio.sleep(0.001)
+    os.kill(solver, signal.SIGSTOP)
+    await asyncio.sleep((held.not_before_ns - time.time_ns()) / 1e9)
+    os.kill(solver, signal.SIGCONT)
     gpu, slot = await node.slot("x", attempt=2)
     await node.exited(gpu, slot)
     await outcomes.of("x", "finished")

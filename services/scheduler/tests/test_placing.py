@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import pytest
 
@@ -312,29 +311,21 @@ async def test_without_a_predictor_jobs_are_placed(user: Bus, watched: ScriptedN
     await watched.slot("x")
 
 
-def solver_of(scheduler: int) -> int:
-    """Process id of the solver of a scheduler."""
-    for children in Path(f"/proc/{scheduler}/task").glob("*/children"):
-        for pid in children.read_text().split():
-            if b"muxflow_scheduler.solver" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return int(pid)
-    raise LookupError
-
-
 async def test_a_solver_that_is_killed_in_a_solve_is_started_anew_and_the_solve_repeated(
     world: World, user: Bus, watched: ScriptedNode
 ) -> None:
     await serve(watched)
     await submit(user, "x")
     gpu, slot = await watched.slot("x")
-    solver = solver_of(world.services["scheduler"].pid)
+    solver = world.services["scheduler"].child("muxflow_scheduler.solver")
+    assert solver is not None
     os.kill(solver, signal.SIGSTOP)
     await submit(user, "y")
     await until_state(user, "y", JobState.PENDING)
     os.kill(solver, signal.SIGKILL)
     other, _ = await watched.slot("y")
     assert other != gpu
-    assert solver_of(world.services["scheduler"].pid) != solver
+    assert world.services["scheduler"].child("muxflow_scheduler.solver") != solver
     await watched.exited(gpu, slot)
 
 
