@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-KINDS = {"launch": 2, "pass": 1, "read": 1, "sync": 1, "begin": 1, "end": 1, "call": 1, "libc": 0}
+KINDS = {"launch": 2, "pass": 1, "read": 1, "sync": 1, "begin": 1, "end": 1, "call": 1, "nvml": 1, "libc": 0}
 """Number of details that each kind has."""
 
 IN_REGISTERS = 6
@@ -43,7 +43,7 @@ class Hook(NamedTuple):
     @property
     def stand_in(self) -> str:
         """The call of the function that stands in, if there is one."""
-        if self.kind not in {"call", "pass"} or self.details[0] == "DRIVER":
+        if self.kind not in {"call", "nvml", "pass"} or self.details[0] == "DRIVER":
             return ""
         arguments = f", {self.arguments}" if self.arguments else ""
         return f"{self.details[0]}(HOOK_{self.name}{arguments})"
@@ -145,7 +145,7 @@ def gated(hook: Hook) -> str:
             "    lane_release(lane);\n"
             f"    return __builtin_expect(result == CUDA_SUCCESS, 1) ? result : launch_failed({index}, result);\n"
         )
-    if hook.kind == "call":
+    if hook.kind in {"call", "nvml"}:
         return f"    return {hook.stand_in};\n"
     result = f"    CUresult result = {hook.stand_in or hook.real};\n"
     if hook.kind in {"pass", "read"}:

@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include "driver.h"
+#include "nvml.h"
 #include "settings.h"
 
 #ifdef XCUDA_UNDER_TEST
@@ -48,7 +49,18 @@ static void *no_dlsym(void) {
 
 /* cu[A-Z]: cuBLAS and cuDNN have names with cu, too, but theirs go on in small letters. */
 static int may_be_hooked(const char *name) {
-    return name != NULL && name[0] == 'c' && name[1] == 'u' && name[2] >= 'A' && name[2] <= 'Z';
+    if (name == NULL)
+        return 0;
+    return nvml_may_be(name) ||
+           (name[0] == 'c' && name[1] == 'u' && name[2] >= 'A' && name[2] <= 'Z');
+}
+
+static int is_loaded(enum hook_index hook) {
+    return nvml_is(hook) ? nvml_find() : driver_find();
+}
+
+static void *route(void *function, enum hook_index hook) {
+    return nvml_is(hook) ? nvml_route(function, hook) : driver_route(function);
 }
 
 struct symbols_answer symbols_answer(void *handle, const char *name) {
@@ -67,7 +79,7 @@ struct symbols_answer symbols_answer(void *handle, const char *name) {
     bool global = handle == RTLD_DEFAULT || handle == RTLD_NEXT;
     if (global || found == hook_table[hook].function)
         return (struct symbols_answer){
-            driver_find() ? hook_table[hook].function : real(RTLD_NEXT, name), NULL};
-    return (struct symbols_answer){found == NULL ? NULL : driver_route(found), NULL};
+            is_loaded(hook) ? hook_table[hook].function : real(RTLD_NEXT, name), NULL};
+    return (struct symbols_answer){found == NULL ? NULL : route(found, hook), NULL};
 }
 #endif

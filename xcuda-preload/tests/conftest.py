@@ -123,11 +123,13 @@ class Node:
     def start_heart(self) -> None:
         self._alive.set()
 
-    def begin_job(self, *, quota_bytes: int | None = None, context_bytes: int | None = None) -> None:
-        limits = JobLimits(gpu=GPU, quota_bytes=quota_bytes, context_bytes=context_bytes)
+    def begin_job(
+        self, *, quota_bytes: int | None = None, context_bytes: int | None = None, gpu: str = GPU
+    ) -> None:
+        limits = JobLimits(gpu=gpu, quota_bytes=quota_bytes, context_bytes=context_bytes)
         order = JobOrder(gate=Gate(state=GateState.OPEN, budget_permille=1000, window_us=65_535), phase=JobPhase.RUN)
         self.control = JobControlWriter(self.job_dir, limits, order)
-        JobPage.create(self.job_dir, gpu=GPU)
+        JobPage.create(self.job_dir, gpu=gpu)
         self.page = JobPage(self.job_dir)
 
     def open_gate(self, *, budget_permille: int = 1000, window_us: int = 2000) -> None:
