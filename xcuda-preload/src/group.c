@@ -198,6 +198,27 @@ void group_close(struct lane *lane, int64_t now_ns) {
     lane->groups[(lane->first + lane->count++) % LANE_GROUPS] = *group;
 }
 
+/* The older of the two tells nothing that the younger does not tell a little later. */
+void group_make_room(struct lane *lane) {
+    if (lane->count < LANE_GROUPS)
+        return;
+    struct group *last = newest(lane);
+    struct group *both = &lane->groups[(lane->first + lane->count - 2) % LANE_GROUPS];
+    give_event(lane, both->end);
+    give_event(lane, last->start);
+    both->end = last->end;
+    both->only = both->only == last->only ? both->only : NULL;
+    both->cost_ns += last->cost_ns;
+    both->mean_ns += last->mean_ns;
+    both->charged_ns += last->charged_ns;
+    both->launches += last->launches;
+    both->closed_ns = last->closed_ns;
+    both->due_ns = last->due_ns;
+    both->backlogged &= last->backlogged;
+    both->sample = false;
+    lane->count--;
+}
+
 /* Whatever the driver answers but "not ready" ends the wait: a group of a broken context will
  * never be complete in a better way. */
 void group_poll(struct lane *lane, int64_t now_ns) {

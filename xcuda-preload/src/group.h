@@ -25,6 +25,9 @@ static inline bool group_room(const struct lane *lane, int64_t window_ns, int64_
     return lane->count < LANE_GROUPS && (lane->count <= 1 || in_flight_ns + cost_ns <= window_ns);
 }
 
+/* Makes two groups one, when the lane has as many in flight as it can tell apart. */
+void group_make_room(struct lane *lane);
+
 /* When the oldest group in flight is expected to be complete; 0: there is none. */
 static inline int64_t group_due_ns(const struct lane *lane) {
     return lane->count == 0 ? 0 : lane->groups[lane->first].due_ns;

@@ -199,8 +199,11 @@ static enum hindrance try_admit(struct request *request, const struct wait *wait
     }
     request->due_in_ns =
         group_due_ns(lane) - request->now_ns - window_ns_of(request) / GROUPS_PER_WINDOW;
-    if (!group_room(lane, window_ns_of(request), request->cost_ns))
-        return WINDOW;
+    if (!request->out_of_turn && !group_room(lane, window_ns_of(request), request->cost_ns)) {
+        request->out_of_turn = account_out_of_turn(request->now_ns, wait->open_ns);
+        if (!request->out_of_turn)
+            return WINDOW;
+    }
     int64_t granted_ns = reserve(request, wait->open_ns);
     if (granted_ns == 0)
         return WINDOW;
@@ -215,6 +218,7 @@ static enum hindrance try_admit(struct request *request, const struct wait *wait
     };
     if (limited)
         account_charge(granted_ns);
+    group_make_room(lane);
     lane->device_word = request->look.device_word;
     lane->job_word = request->look.job_word;
     group_open(lane, &grant, request->now_ns);
