@@ -1,8 +1,15 @@
 #include "settings.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+
+/* Where a container has the directories of its job and of the device. A host's run directory has
+ * `jobs` and `devices` there, and neither of these. */
+#define CONTAINER_JOB_DIR    "/run/muxflow/job"
+#define CONTAINER_DEVICE_DIR "/run/muxflow/device"
 
 static struct settings read_once;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -16,10 +23,21 @@ static bool copy(char target[PATH_MAX], const char *value) {
     return true;
 }
 
+/* Whoever starts a process decides about its environment, so it says nothing to the contrary here.
+ */
+static bool read_container(void) {
+    struct stat found;
+    if (stat(CONTAINER_JOB_DIR, &found) != 0 || !S_ISDIR(found.st_mode))
+        return false;
+    strcpy(read_once.job_dir, CONTAINER_JOB_DIR);
+    strcpy(read_once.device_dir, CONTAINER_DEVICE_DIR);
+    read_once.mode = MODE_OFFLINE;
+    return true;
+}
+
 static void read_environment(void) {
     bool device = copy(read_once.device_dir, getenv("XCUDA_DEVICE_DIR"));
     bool job = copy(read_once.job_dir, getenv("XCUDA_JOB_DIR"));
-    copy(read_once.log, secure_getenv("XCUDA_LOG")); /* a setuid program writes nobody's file */
     const char *mode = getenv("XCUDA_MODE");
     bool offline = mode != NULL && strcmp(mode, "offline") == 0;
     bool beacon = mode != NULL && strcmp(mode, "beacon") == 0;
@@ -28,8 +46,16 @@ static void read_environment(void) {
         read_once.mode = MODE_BEACON;
 }
 
+static void read_settings(void) {
+    int before = errno;
+    copy(read_once.log, secure_getenv("XCUDA_LOG")); /* a setuid program writes nobody's file */
+    if (!read_container())
+        read_environment();
+    errno = before;
+}
+
 const struct settings *settings(void) {
-    pthread_once(&once, read_environment);
+    pthread_once(&once, read_settings);
     return &read_once;
 }
 

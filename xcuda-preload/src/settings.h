@@ -1,4 +1,4 @@
-/* What the environment says. Read once, before the program can change it. */
+/* What the container says, or else the environment. Read once, before the program can change it. */
 #ifndef XCUDA_SETTINGS_H
 #define XCUDA_SETTINGS_H
 
@@ -13,8 +13,8 @@ enum mode {
 
 struct settings {
     enum mode mode;
-    char device_dir[PATH_MAX]; /* XCUDA_DEVICE_DIR: where device page and beacon page are */
-    char job_dir[PATH_MAX];    /* XCUDA_JOB_DIR: where job control and job page are */
+    char device_dir[PATH_MAX]; /* XCUDA_DEVICE_DIR: where the pages of the device are */
+    char job_dir[PATH_MAX];    /* XCUDA_JOB_DIR: where those of the job are */
     char log[PATH_MAX];        /* XCUDA_LOG: a file, or `stderr`; empty: no log */
 };
 

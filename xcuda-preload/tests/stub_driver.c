@@ -457,6 +457,8 @@ EXPORT CUresult cuGetProcAddress_v2(const char *symbol, void **function, int ver
         {"cuGetProcAddress", 12000, false, (void *)cuGetProcAddress_v2},
         {"cuGetProcAddress", 11030, false, (void *)cuGetProcAddress},
     };
+    if (symbol == NULL || function == NULL)
+        return CUDA_ERROR_INVALID_VALUE;
     *function = NULL;
     for (size_t i = 0; i < sizeof known / sizeof *known && *function == NULL; i++) {
         bool wanted = strcmp(known[i].name, symbol) == 0 && version >= known[i].since;

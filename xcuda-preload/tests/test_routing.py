@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from muxflow_simgpu import native_dir
 
 if TYPE_CHECKING:
     from conftest import Node
@@ -126,3 +132,80 @@ def test_an_error_of_dlsym_is_told_as_without_the_library(node: Node) -> None:
             print(libc.dlsym(driver, name), libc.dlerror().decode().rpartition(": ")[2])
     """
     assert node.output_of(program) == node.output_of(program, preload=False)
+
+
+@pytest.mark.parametrize("place", ["in front", "behind"])
+def test_a_tracer_that_chains_launches_and_lookups_is_gated_wherever_it_stands(
+    node: Node, library: Path, programs: Path, place: str
+) -> None:
+    tracer = programs / "libtracer.so"
+    process = node.python(
+        """
+        import ctypes
+        driver = ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
+        program = ctypes.CDLL(None)
+        function, context = ctypes.c_void_p(1000), ctypes.c_void_p()
+        print(program.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0), program.cuCtxSetCurrent(context))
+        for launch in (program.cuLaunchKernel, driver.cuLaunchKernel):
+            print(launch(function, 1, 1, 1, 32, 1, 1, 0, None, None, None))
+        print(ctypes.c_uint64.in_dll(program, "traced_launches").value)
+        """,
+        extra={"LD_PRELOAD": f"{tracer}:{library}" if place == "in front" else f"{library}:{tracer}"},
+    )
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert output.split() == ["0", "0", "0", "0", "1" if place == "in front" else "0"]
+    assert node.usage().launches == 2
+
+
+def _ways(node: Node, programs: Path, *words: str, preload: bool = True) -> dict[str, str]:
+    driver, bound = programs / "libcuda.so.1", programs / "libbound.so"
+    status, output, errors = node.run(programs / "program_symbols", driver, bound, *words, preload=preload)
+    assert (status, errors) == (0, "")
+    return dict(line.split(": ", 1) for line in output.splitlines())
+
+
+def test_every_way_to_a_call_of_the_driver_ends_at_its_hook(node: Node, programs: Path) -> None:
+    """Handles, private ones, the next and the default; dlsym and dlvsym found by each other, past this library;
+    libraries that were to be bound before all others. All but a driver in a namespace of its own, which has a C
+    library of its own, too.
+    """
+    bare = _ways(node, programs, preload=False)
+    ways = _ways(node, programs, "launch")
+    driver, hook = "libcuda.so.1:cuLaunchKernel", "libxcuda.so:cuLaunchKernel"
+    exported = {"by the loader", "default", "next", "cuGetProcAddress of the default"}
+    expected = {way: hook if way in exported or found == driver else found for way, found in bare.items()}
+    expected["in a namespace of its own"] = driver
+    assert ways == expected
+    assert node.usage().launches == [*ways.values()].count(hook)
+
+
+def test_a_library_of_an_online_program_is_loaded_as_the_program_says(
+    node: Node, library: Path, programs: Path
+) -> None:
+    node.environment = node.beacon()
+    assert _ways(node, programs, preload=False)["bound before all others"] == "libcuda.so.1:cuLaunchKernel"
+
+
+def _symbols(path: Path) -> tuple[str, dict[str, int]]:
+    """A library, and what it exports, by offset."""
+    listed = subprocess.run(["nm", "-D", "--defined-only", path], check=True, capture_output=True, text=True).stdout
+    lines = [line.split() for line in listed.splitlines()]
+    return str(path), {name: int(offset, 16) for offset, _, name in lines if name.startswith("cu")}
+
+
+@pytest.mark.parametrize("driver", ["stub", "simulated"])
+def test_every_function_by_name_version_and_flags_is_the_hook_of_what_the_driver_gives(
+    node: Node, library: Path, programs: Path, simulation: None, driver: str
+) -> None:
+    of_driver = _symbols((programs if driver == "stub" else native_dir()) / "libcuda.so.1")
+    of_library = _symbols(library)
+    names = {re.sub(r"(_v\d+)?(_pt[ds][sz])?$", "", name) for name in {*of_driver[1], *of_library[1]}}
+    told = {"driver": of_driver, "library": of_library, "names": sorted(names)}
+    process = node.start(sys.executable, Path(__file__).with_name("programs") / "routes.py")
+    output, errors = process.communicate(json.dumps(told), timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    answer = json.loads(output)
+    assert answer["wrong"] == []
+    assert answer["asked"] > 80 * len(names)
+    assert answer["routed"] >= 20
