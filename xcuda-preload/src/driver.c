@@ -67,6 +67,15 @@ static void take_functions(void *library) {
         {"cuCtxSynchronize", &driver.ctx_synchronize},
         {"cuMemGetInfo_v2", &driver.mem_get_info},
         {"cuDevicePrimaryCtxGetState", &driver.primary_ctx_state},
+        {"cuCtxGetDevice", &driver.ctx_get_device},
+        {"cuDeviceGetMemPool", &driver.device_get_pool},
+        {"cuMemPoolGetAttribute", &driver.pool_get},
+        {"cuDeviceGetGraphMemAttribute", &driver.graph_memory_get},
+        {"cuGraphGetNodes", &driver.graph_get_nodes},
+        {"cuGraphNodeGetType", &driver.graph_node_type},
+        {"cuGraphChildGraphNodeGetGraph", &driver.graph_child},
+        {"cuGraphMemAllocNodeGetParams", &driver.graph_alloc_params},
+        {"cuGraphMemFreeNodeGetParams", &driver.graph_free_params},
     };
     for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
         void *function = look_up(library, plain[i].name);

@@ -40,6 +40,15 @@ struct driver {
     CUresult (*ctx_synchronize)(void);
     CUresult (*mem_get_info)(size_t *free, size_t *total);
     CUresult (*primary_ctx_state)(CUdevice device, unsigned int *flags, int *active);
+    CUresult (*ctx_get_device)(CUdevice *device);
+    CUresult (*device_get_pool)(CUmemoryPool *pool, CUdevice device);
+    CUresult (*pool_get)(CUmemoryPool pool, int attribute, void *value);
+    CUresult (*graph_memory_get)(CUdevice device, int attribute, void *value);
+    CUresult (*graph_get_nodes)(CUgraph graph, CUgraphNode *nodes, size_t *count);
+    CUresult (*graph_node_type)(CUgraphNode node, int *type);
+    CUresult (*graph_child)(CUgraphNode node, CUgraph *graph);
+    CUresult (*graph_alloc_params)(CUgraphNode node, CUDA_MEM_ALLOC_NODE_PARAMS *params);
+    CUresult (*graph_free_params)(CUgraphNode node, CUdeviceptr *address);
 };
 
 extern struct driver driver;

@@ -122,8 +122,7 @@ void job_look_at_others(struct job_others *answer, int64_t now_ns, int64_t age_n
     pthread_mutex_unlock(&lock);
 }
 
-static int charge(uint64_t bytes) {
-    uint64_t quota_bytes = gate_quota_bytes();
+static int charge(uint64_t bytes, uint64_t quota_bytes) {
     int error = have_slot() ? mux_job_charge(&page, slot.memory_bytes, bytes, quota_bytes) : ESTALE;
     if (error == 0 || error == EDQUOT)
         return error;
@@ -140,12 +139,19 @@ bool job_charge(uint64_t bytes) {
         if (attempt > 0)
             sched_yield();
         pthread_mutex_lock(&lock);
-        error = charge(bytes);
+        error = charge(bytes, gate_quota_bytes());
         if (error == 0)
             slot.memory_bytes = bytes;
         pthread_mutex_unlock(&lock);
     }
     return error == 0;
+}
+
+void job_charge_anyway(uint64_t bytes) {
+    pthread_mutex_lock(&lock);
+    charge(bytes, 0);
+    slot.memory_bytes = bytes;
+    pthread_mutex_unlock(&lock);
 }
 
 uint64_t job_left_bytes(uint64_t quota_bytes) {

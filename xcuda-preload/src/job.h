@@ -31,6 +31,9 @@ void job_look_at_others(struct job_others *others, int64_t now_ns, int64_t age_n
  * would then hold more than its quota. Less than before is always possible. */
 bool job_charge(uint64_t bytes);
 
+/* The same for memory that is there already. */
+void job_charge_anyway(uint64_t bytes);
+
 /* Device memory that the job may still have, if it has a quota. */
 uint64_t job_left_bytes(uint64_t quota_bytes);
 

@@ -83,7 +83,8 @@ uint64_t ledger_take_context(struct ledger *ledger, CUcontext context) {
     uint64_t bytes = 0;
     for (uint64_t i = 0; i < ledger->capacity;) {
         struct ledger_entry *entry = &ledger->entries[i];
-        if (entry->kind == LEDGER_NOTHING || entry->context != context) {
+        if (entry->kind == LEDGER_NOTHING || entry->kind > LEDGER_CONTEXT ||
+            entry->context != context) {
             i++;
             continue;
         }

@@ -14,7 +14,9 @@ enum ledger_kind {
     LEDGER_POINTER,
     LEDGER_ARRAY,
     LEDGER_MIPMAPPED,
-    LEDGER_CONTEXT,
+    LEDGER_CONTEXT, /* it and those before end with a context */
+    LEDGER_POOLED,  /* a pointer into a pool; `object` says which */
+    LEDGER_EXEC,    /* a graph that allocates: the most it has at a time, and in which pool */
     LEDGER_HANDLE,  /* of physical memory (cuMemCreate); `object` says which */
     LEDGER_MAPPING, /* of such memory at an address */
     LEDGER_OBJECT,  /* the memory itself, which lives as long as handles or mappings do */
@@ -25,8 +27,10 @@ struct ledger_entry {
     enum ledger_kind kind;
     uint32_t references; /* of an object: its handles and mappings */
     uint64_t bytes;
-    CUcontext context; /* whose end frees it; NULL: none's */
-    uint64_t object;
+    union {
+        CUcontext context; /* whose end frees it; NULL: none's */
+        uint64_t object;   /* of what does not end with a context */
+    };
 };
 
 struct ledger {

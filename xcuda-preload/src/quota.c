@@ -8,6 +8,8 @@
 #include "job.h"
 #include "launch.h"
 #include "log.h"
+#include "quota_graphs.h"
+#include "quota_pools.h"
 #include "warden.h"
 
 /* Freed memory that stays published until the warden comes by: a program that frees and allocates
@@ -16,7 +18,7 @@
 
 /* When the quota is used up, other processes may have trimmings of that kind: they are given time
  * for them. */
-enum { ATTEMPTS = 4 };
+enum { ATTEMPTS = 5 };
 #define BETWEEN_ATTEMPTS_NS INT64_C(20000000)
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* before the job's */
@@ -31,7 +33,7 @@ static bool publish(uint64_t bytes) {
     return true;
 }
 
-static bool try_take(uint64_t bytes) {
+bool quota_try(uint64_t bytes) {
     uint64_t wanted_bytes;
     if (__builtin_add_overflow(held_bytes, bytes, &wanted_bytes))
         return false;
@@ -45,13 +47,14 @@ bool quota_take(uint64_t bytes) {
     uint64_t quota_bytes = gate_quota_bytes();
     bool hopeless = quota_bytes != 0 && bytes > quota_bytes;
     for (int attempt = 0; attempt < ATTEMPTS && !hopeless; attempt++) {
-        if (attempt > 0)
+        if (attempt > 1) /* at first it is our own pools that may have let go of something */
             clock_doze(BETWEEN_ATTEMPTS_NS);
         pthread_mutex_lock(&lock);
-        bool taken = try_take(bytes);
+        bool taken = quota_try(bytes);
         pthread_mutex_unlock(&lock);
         if (taken)
             return true;
+        pool_look_at_all();
     }
     log_line("refused %llu bytes: the job's quota is %llu", (unsigned long long)bytes,
              (unsigned long long)quota_bytes);
@@ -63,6 +66,20 @@ static void give(uint64_t bytes) {
     held_bytes -= bytes < held_bytes ? bytes : held_bytes;
     if (published_bytes - held_bytes > UNTRIMMED_BYTES)
         publish(held_bytes);
+}
+
+bool quota_replace(uint64_t before_bytes, uint64_t after_bytes) {
+    if (after_bytes <= before_bytes) {
+        give(before_bytes - after_bytes);
+        return true;
+    }
+    uint64_t more_bytes = after_bytes - before_bytes;
+    if (quota_try(more_bytes))
+        return true;
+    held_bytes += more_bytes;
+    published_bytes = held_bytes;
+    job_charge_anyway(held_bytes);
+    return false;
 }
 
 void quota_give(uint64_t bytes) {
@@ -132,14 +149,17 @@ void quota_unlock(void) {
 }
 
 bool quota_trim(void) {
+    bool looked = pool_look_at_all();
     pthread_mutex_lock(&lock);
     bool trimmed = published_bytes > held_bytes && publish(held_bytes);
     pthread_mutex_unlock(&lock);
-    return trimmed;
+    return trimmed || looked;
 }
 
 void quota_forget_all(void) {
     pthread_mutex_init(&lock, NULL);
     ledger_clear(&ledger);
     held_bytes = published_bytes = 0;
+    pool_forget_all();
+    quota_graphs_forget_all();
 }

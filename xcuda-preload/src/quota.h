@@ -1,6 +1,6 @@
 /* The quota on device memory: what the process holds, and whether it may have more. The calls of
- * the program that it stands in for are in quota_pointers.c, quota_arrays.c, quota_physical.c and
- * quota_contexts.c. */
+ * the program that it stands in for are in quota_pointers.c, quota_arrays.c, quota_physical.c,
+ * quota_contexts.c and quota_graphs.c. */
 #ifndef XCUDA_QUOTA_H
 #define XCUDA_QUOTA_H
 
@@ -40,7 +40,14 @@ void quota_context_gone(CUcontext context);
 struct ledger *quota_lock(void);
 void quota_unlock(void);
 
-/* Tells the job page how much less is held than was published. Whether it was. For the warden. */
+/* Under the lock: takes so much if the job may have it, without patience. */
+bool quota_try(uint64_t bytes);
+
+/* Under the lock: what was taken is now so much, because it is. False if the job may not have it.
+ */
+bool quota_replace(uint64_t before_bytes, uint64_t after_bytes);
+
+/* Tells the job page how much less is held than was published. Whether it was. */
 bool quota_trim(void);
 
 void quota_forget_all(void);

@@ -9,13 +9,16 @@
 #include "group.h"
 #include "job.h"
 #include "launch.h"
+#include "quota_graphs.h"
 #include "work.h"
 
 /* The next graph may get the same handle. */
 CUresult on_graph_exec_destroy(enum hook_index hook, CUgraphExec graph) {
     if (launch_gated())
         estimate_forget(work_graph(graph));
-    return REAL_OF(hook, cuGraphExecDestroy)(graph);
+    struct ledger_entry entry;
+    bool known = quota_graph_forget(graph, &entry);
+    return quota_graph_settle_gone(REAL_OF(hook, cuGraphExecDestroy)(graph), known, &entry);
 }
 
 /* What is in the stream is still done: the marks behind it tell when. */

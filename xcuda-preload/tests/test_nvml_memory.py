@@ -1,4 +1,4 @@
-"""What NVML tells a job's programs about memory: on the job's GPU the quota, on others and elsewhere NVML's own words."""
+"""What NVML tells of memory in a job: the quota on the job's GPU, on others and elsewhere what it always tells."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def told(device):
 def job(bare_gpu_node: GpuNode) -> GpuNode:
     """A job on the second of three devices."""
     bare_gpu_node.machine.start("T4", "A100")
-    bare_gpu_node.begin_job(
-        quota_bytes=1000 * _MIB, context_bytes=300 * _MIB, gpu=bare_gpu_node.machine.device(1).uuid
-    )
+    bare_gpu_node.begin_job(quota_bytes=1000 * _MIB, context_bytes=300 * _MIB, gpu=bare_gpu_node.machine.device(1).uuid)
     return bare_gpu_node
 
 
