@@ -55,6 +55,7 @@ void group_open(struct lane *lane, const struct grant *grant, int64_t now_ns) {
     lane->launches = lane->reported = 0;
     lane->reported_ns = 0;
     lane->quiet_since_ns = 0;
+    lane->works = 0;
     lane->only = grant->estimate;
     lane->close_now = grant->sample;
     lane->open = true;
@@ -70,19 +71,23 @@ static int64_t mean_of(const struct estimate *estimate) {
     return atomic_load_explicit(&estimate->mean_ns, memory_order_relaxed);
 }
 
+static uint64_t work_of(const struct estimate *estimate) {
+    return atomic_load_explicit(&estimate->work, memory_order_relaxed);
+}
+
 void group_count(struct lane *lane, struct estimate *estimate) {
     int64_t cost_ns = cost_of(estimate);
     lane->credit_ns -= cost_ns < lane->credit_ns ? cost_ns : lane->credit_ns;
     lane->mean_ns += mean_of(estimate);
+    lane->works += work_of(estimate);
     lane->launches++;
-    if (lane->only != estimate)
-        lane->only = NULL;
 }
 
 /* Its part of what is expected is that of an average launch; what it took of the grant comes back
  * with the group. */
 void group_uncount(struct lane *lane) {
     lane->mean_ns -= lane->mean_ns / lane->launches;
+    lane->works = 0;  /* of no kind in particular */
     lane->launches--; /* in the account this wraps around, and back */
 }
 
@@ -97,11 +102,17 @@ void group_report(struct lane *lane) {
     lane->reported_ns = cost_ns;
 }
 
+/* What all launches of the open group are alike to; NULL: various. The sum would be right for
+ * others by chance only. */
+static struct estimate *only(const struct lane *lane) {
+    return lane->works == lane->launches * work_of(lane->only) ? lane->only : NULL;
+}
+
 /* Ends the part of the open group that launches touch. What was granted and not used goes back. */
 static struct group *shut(struct lane *lane, int64_t now_ns) {
     struct group *group = &lane->group;
     group_report(lane);
-    group->only = lane->only;
+    group->only = only(lane);
     group->launches = lane->launches;
     group->cost_ns = lane->granted_ns - lane->credit_ns;
     group->mean_ns = lane->mean_ns;

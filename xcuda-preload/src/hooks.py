@@ -15,8 +15,19 @@ from typing import NamedTuple
 KINDS = {"launch": 2, "pass": 1, "read": 1, "sync": 1, "begin": 1, "end": 1, "call": 1, "nvml": 1, "libc": 0}
 """Number of details that each kind has."""
 
-IN_REGISTERS = 6
-"""Arguments that lie in registers, by the calling convention of x86-64; all are integers or pointers."""
+REGISTERS = ("%rdi", "%rsi", "%rdx", "%rcx", "%r8", "%r9")
+"""Where the first arguments lie, by the calling convention of x86-64; all are integers or pointers."""
+
+IN_ASSEMBLER = {
+    "work_kernel(f, gridDimX, gridDimY, gridDimZ)": "WORK_KERNEL",
+    "work_configured(config, f)": "WORK_CONFIGURED",
+    "work_graph(hGraphExec)": "WORK_GRAPH",
+    "work_copy(ByteCount)": "WORK_SIZED 1, {ByteCount}, 1",
+    "work_set(N)": "WORK_SIZED 2, {N}, 1",
+    "work_set(N * 2)": "WORK_SIZED 2, {N}, 2",
+    "work_set(N * 4)": "WORK_SIZED 2, {N}, 4",
+}
+"""What stub.h calls it; arguments by their places, or where the macro knows them to be."""
 
 
 class Hook(NamedTuple):
@@ -33,12 +44,21 @@ class Hook(NamedTuple):
         return ", ".join(part.split()[-1].lstrip("*") for part in self.parameters.split(","))
 
     @property
-    def stack_offset(self) -> int | None:
-        """Where the stream's argument lies, from the stack pointer; None for a function that needs no stub."""
+    def places(self) -> dict[str, str]:
+        """Where the arguments lie at the call."""
         names = self.arguments.split(", ")
-        if self.kind != "launch" or len(names) <= IN_REGISTERS or self.details[0] not in names[IN_REGISTERS:]:
-            return None
-        return 8 * (names.index(self.details[0]) - IN_REGISTERS + 1)
+        on_stack = [f"{8 * (i + 1)}(%rsp)" for i in range(len(names) - len(REGISTERS))]
+        return dict(zip(names, [*REGISTERS, *on_stack], strict=False))
+
+    @property
+    def stubbed(self) -> bool:
+        """Whether the exported function is one of stub.h."""
+        return self.kind == "launch" and (self.in_assembler or self.places.get(self.details[0], "").endswith("(%rsp)"))
+
+    @property
+    def in_assembler(self) -> bool:
+        """Whether the short way of a launch is one of stub.h, too."""
+        return self.kind == "launch" and self.details[1] in IN_ASSEMBLER
 
     @property
     def stand_in(self) -> str:
@@ -116,7 +136,7 @@ def slow(hook: Hook) -> str:
     if hook.kind != "launch":
         return ""
     named, if_null = hook.named
-    linkage = "static" if hook.stack_offset is None else "STUBBED"
+    linkage = "STUBBED" if hook.stubbed else "static"
     return (
         f"{linkage} SLOW CUresult slow_{hook.name}({hook.parameters}) {{\n"
         "    if (beacon_on()) {\n"
@@ -142,7 +162,7 @@ def gated(hook: Hook) -> str:
             "    if (__builtin_expect(lane == NULL, 0))\n"
             f"        return slow_{hook.name}({hook.arguments});\n"
             f"    CUresult result = {hook.real};\n"
-            "    lane_release(lane);\n"
+            "    lane_leave(lane);\n"
             f"    return __builtin_expect(result == CUDA_SUCCESS, 1) ? result : launch_failed({index}, result);\n"
         )
     if hook.kind in {"call", "nvml"}:
@@ -169,23 +189,32 @@ def function(hook: Hook) -> str:
     whole = (
         f"{exported}    if (!beacon_on())\n        return gated_{hook.name}({hook.arguments});\n{observed(hook)}}}\n\n"
     )
-    linkage = "static"
-    if hook.stack_offset is not None:
-        linkage = "STUBBED"
-        whole = f"#if STUBS\nCUresult {hook.name}({hook.parameters});\n#else\n{whole.rstrip()}\n#endif\n\n"
-    return f"{slow(hook)}{linkage} APART CUresult gated_{hook.name}({hook.parameters}) {{\n{gated(hook)}}}\n\n{whole}"
+    gate = f"APART CUresult gated_{hook.name}({hook.parameters}) {{\n{gated(hook)}}}\n\n"
+    if not hook.stubbed:
+        return f"{slow(hook)}static {gate}{whole}"
+    in_c = [f"STUBBED {gate}", whole] if not hook.in_assembler else [f"static {gate}{whole}"]
+    declared = f"CUresult {hook.name}({hook.parameters});"
+    stubbed = f"#if STUBS\n{declared}\n#else\n{in_c.pop().rstrip()}\n#endif\n\n"
+    return f"{slow(hook)}{''.join(in_c)}{stubbed}"
+
+
+def stub(hook: Hook, index: int) -> str:
+    stream = hook.details[0]
+    place = "$0" if stream == "NULL" else hook.places.get(stream, "STUB_CONFIG")
+    own = int(hook.named[1] == "CU_STREAM_PER_THREAD")
+    if not hook.in_assembler:
+        return f"    STUB {hook.name}, {index}, {place}, {own}\n"
+    work = IN_ASSEMBLER[hook.details[1]].format(**hook.places)
+    stack = max(0, len(hook.places) - len(REGISTERS))
+    return f"    LAUNCH {hook.name}, {index}, {place}, {own}, {stack}, {work}\n"
 
 
 def stubs(hooks: list[Hook]) -> str:
     """Assembler: see stub.h."""
-    lines = (
-        f"    STUB {hook.name}, {index}, {hook.stack_offset}, {int(hook.named[1] == 'CU_STREAM_PER_THREAD')}\n"
-        for index, hook in enumerate(hooks)
-        if hook.stack_offset is not None
-    )
+    lines = "".join(stub(hook, index) for index, hook in enumerate(hooks) if hook.stubbed)
     return (
         "/* Written by hooks.py from hooks.table. */\n"
-        f'#include "stub.h"\n\n#if STUBS\n{"".join(lines)}#endif\n\n'
+        f'#include "stub.h"\n\n#if STUBS\n{lines}#endif\n\n'
         '    .section .note.GNU-stack, "", %progbits\n'
     )
 

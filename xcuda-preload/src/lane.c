@@ -6,13 +6,13 @@
 #include "clock.h"
 #include "group.h"
 
-#define NOTHING_YET {.stream = STREAM_ALL}
-#define NOBODY                                                           \
-    {                                                                    \
-        .memories = {NOTHING_YET, NOTHING_YET, NOTHING_YET, NOTHING_YET, \
-                     NOTHING_YET, NOTHING_YET, NOTHING_YET, NOTHING_YET} \
+/* Each of these names has its place elsewhere. */
+#define NOBODY                                                      \
+    {                                                               \
+        .streams = {STREAM_ALL, STREAM_ALL, STREAM_ALL, NULL,       \
+                    STREAM_ALL, STREAM_ALL, STREAM_ALL, STREAM_ALL} \
     }
-_Static_assert(THREAD_LANES == 8, "one NOTHING_YET for each");
+_Static_assert(THREAD_LANES == 8 && (uint32_t)-1 * LANE_FACTOR >> 29 == 3, "NULL is in that place");
 
 _Thread_local struct thread self = NOBODY;
 
@@ -38,22 +38,73 @@ static struct lane *find(const struct thread *owner, CUstream stream) {
     return NULL;
 }
 
+static bool mine(const struct lane *lane) {
+    return atomic_load_explicit(&lane->owner, memory_order_relaxed) == &self;
+}
+
+/* Whether this very thread is launching into the lane, and a handler of a signal has come in
+ * between, or the driver calls itself by name. */
+static bool interrupted(const struct lane *lane) {
+    return atomic_load_explicit(&lane->holder, memory_order_relaxed) == &self ||
+           (mine(lane) && atomic_load_explicit(&lane->launching, memory_order_relaxed) > 0);
+}
+
+/* Shuts the short way, unless somebody else has done so. */
+static bool shut(struct lane *lane) {
+    const struct thread *nobody = NULL;
+    if (!atomic_compare_exchange_strong(&lane->holder, &nobody, &self))
+        return false;
+    atomic_store(&lane->open_to, 0);
+    return true;
+}
+
+bool lane_try(struct lane *lane) {
+    if (atomic_load_explicit(&lane->launching, memory_order_relaxed) > 0 || !shut(lane))
+        return false;
+    if (atomic_load(&lane->launching) == 0)
+        return true;
+    lane_release(lane);
+    return false;
+}
+
+void lane_release(struct lane *lane) {
+    atomic_store_explicit(&lane->open_to, lane->life, memory_order_release);
+    atomic_store_explicit(&lane->holder, NULL, memory_order_release);
+}
+
 /* Waits while somebody else looks at the lane, which is never for long. False if it is this very
- * thread that holds it. */
+ * thread that has it. */
 static bool hold(struct lane *lane) {
-    while (!lane_try(lane, LANE_LAUNCHING)) {
-        if (atomic_load_explicit(&lane->held, memory_order_relaxed) == LANE_LAUNCHING &&
-            atomic_load_explicit(&lane->owner, memory_order_relaxed) == &self)
+    while (!lane_try(lane)) {
+        if (interrupted(lane))
             return false;
         sched_yield();
     }
     return true;
 }
 
+/* The same for a visitor. Once the short way is shut, the thread itself waits for him. */
+static bool wait_to_hold(struct lane *lane) {
+    while (!shut(lane)) {
+        if (interrupted(lane))
+            return false;
+        clock_doze(50000);
+    }
+    while (atomic_load(&lane->launching) > 0) {
+        if (mine(lane)) {
+            lane_release(lane);
+            return false;
+        }
+        clock_doze(50000);
+    }
+    lane->life++;
+    return true;
+}
+
 static void take(struct lane *lane, CUstream stream) {
     atomic_store_explicit(&lane->owner, &self, memory_order_relaxed);
     atomic_store_explicit(&lane->stream, stream, memory_order_relaxed);
-    atomic_fetch_add_explicit(&lane->life, 1, memory_order_relaxed);
+    lane->life++;
     lane->context = NULL;
     lane->last_end_known = false;
     lane->credit_ns = -1;
@@ -64,7 +115,7 @@ static struct lane *claim(CUstream stream) {
     struct lane *set = set_of(&self, stream);
     for (unsigned way = 0; way < LANE_WAYS; way++) {
         if (atomic_load_explicit(&set[way].owner, memory_order_relaxed) == NULL &&
-            lane_try(&set[way], LANE_LAUNCHING)) {
+            lane_try(&set[way])) {
             unsigned count = atomic_load_explicit(&used_count, memory_order_relaxed);
             used[count] = &set[way];
             take(&set[way], stream);
@@ -75,7 +126,7 @@ static struct lane *claim(CUstream stream) {
     for (int forced = 0; forced <= 1; forced++) {
         for (unsigned way = 0; way < LANE_WAYS; way++) {
             struct lane *lane = &set[way];
-            if (!lane_try(lane, LANE_LAUNCHING))
+            if (!lane_try(lane))
                 continue;
             if (forced)
                 group_abandon(lane);
@@ -118,21 +169,31 @@ struct lane *lane_hold(CUstream stream) {
     }
 }
 
+void lane_remember(struct lane *lane, CUstream as_named) {
+    unsigned place = lane_place(as_named);
+    self.streams[place] = as_named;
+    self.lanes[place] = lane;
+    self.lives[place] = lane->life;
+}
+
+struct lane *lane_try_own(unsigned place) {
+    struct lane *lane = self.lanes[place];
+    if (lane == NULL || !mine(lane) || !lane_try(lane))
+        return NULL;
+    if (mine(lane))
+        return lane;
+    lane_release(lane);
+    return NULL;
+}
+
 void lane_each(void (*visit)(struct lane *lane, void *context), void *context, bool wait) {
     unsigned count = atomic_load_explicit(&used_count, memory_order_acquire);
     for (unsigned i = 0; i < count; i++) {
         struct lane *lane = used[i];
-        while (!lane_try(lane, LANE_VISITED)) {
-            if (!wait) {
-                lane = NULL;
-                break;
-            }
-            clock_doze(50000);
+        if (wait ? wait_to_hold(lane) : lane_try(lane)) {
+            visit(lane, context);
+            lane_release(lane);
         }
-        if (lane == NULL)
-            continue;
-        visit(lane, context);
-        lane_release(lane);
     }
 }
 
@@ -140,7 +201,7 @@ void lane_forget_all(void) {
     pthread_mutex_init(&registry, NULL);
     unsigned count = atomic_load_explicit(&used_count, memory_order_relaxed);
     for (unsigned i = 0; i < count; i++)
-        *used[i] = (struct lane){.held = 0};
+        *used[i] = (struct lane){.life = 0};
     atomic_store_explicit(&used_count, 0, memory_order_relaxed);
     self = (struct thread)NOBODY;
 }

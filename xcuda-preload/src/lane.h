@@ -4,11 +4,25 @@
  * few instructions and shares no cache line with other threads. When it is used up, an event is
  * recorded behind the group, and when that has happened, the group is complete.
  *
- * A lane is held (`held`) by its thread from the look at the gate until the driver has taken the
- * launch: who holds a lane knows that nothing of it is being launched. Others hold it to see
- * whether its groups are complete. It is never waited for with another lock or lane in hand, and
- * let go before any wait.
+ * From the look at the gate until the driver has taken the launch a lane is its thread's, so that
+ * who else has it knows that nothing of it is being launched. There are two ways to have it:
  *
+ *   launching  the short way of its own thread (launch_enter in launch.h; stub.h): adds 1 to
+ *              `launching`, then looks whether `open_to` is the life that it remembers
+ *   held       everybody else, the thread itself on the long way, too: takes `holder`, stores 0
+ *              into `open_to`, then looks whether `launching` is 0
+ *
+ * Each stores before it looks, both sequentially consistent: of two at the same moment one, at
+ * least, sees the other, and lets go. What the other has done before is seen: `launching` falls,
+ * and `open_to` rises, with release, and is looked at with acquire. A thread's own `launching` is
+ * written by it alone; a handler of a signal that comes in between leaves it as it was.
+ *
+ * The short way looks at `attention` before it has the lane. Hence whoever sets a bit there, and
+ * needs that no launch goes on without having seen it, then visits all lanes and waits for them
+ * (lane_each): they are given new lives, so that a launch that has looked before takes the long
+ * way, which looks again with the lane held. The words of the gate are read with the lane had.
+ *
+ * A lane is never waited for with another lock or lane in hand, and let go before any wait.
  * Locks, in the order in which they may be taken: lane (held) > job (job.c) > account (account.c);
  * the registry of lanes (lane.c) before a lane that is only tried. */
 #ifndef XCUDA_LANE_H
@@ -30,13 +44,6 @@ enum {
     THREAD_LANES = 8, /* remembered by a thread */
 };
 
-/* Who holds a lane. */
-enum lane_holder {
-    LANE_FREE,
-    LANE_LAUNCHING, /* its thread */
-    LANE_VISITED,   /* somebody who looks after its groups */
-};
-
 /* Launches between two marks in a stream. */
 struct group {
     struct estimate *only; /* what all of its launches are alike to; NULL: various */
@@ -56,40 +63,36 @@ struct group {
 /* No stream in particular. */
 #define STREAM_ALL ((CUstream) ~(uintptr_t)0)
 
-/* A lane as a thread remembers it: by the stream as the program names it. */
-struct memory {
-    struct lane *lane;
-    uint64_t life;   /* the lane's, then */
-    CUstream stream; /* STREAM_ALL: nothing remembered */
-};
-
+/* Lanes as a thread remembers them: by the stream as the program names it. */
 struct thread {
-    struct memory memories[THREAD_LANES];
-    uint32_t in_callback; /* of the driver: depth */
-    uint32_t on_the_way;  /* past the gate (passage.h): depth */
+    CUstream streams[THREAD_LANES]; /* in a place that is not its own: nothing is remembered */
+    struct lane *lanes[THREAD_LANES];
+    uint64_t lives[THREAD_LANES]; /* of the lanes, then */
+    uint32_t in_callback;         /* of the driver: depth */
+    uint32_t on_the_way;          /* past the gate (passage.h): depth */
 };
 
 struct lane {
-    _Atomic uint32_t held;
-    uint32_t since_sample; /* launches in closed groups since one was measured alone */
+    /* What launches touch: one cache line. */
+    _Atomic uint32_t launching; /* its thread is on the short way: depth */
+    uint32_t launches;          /* of the open group */
+    _Atomic uint64_t open_to;   /* the life for which the short way is open; 0: somebody holds it */
+    uint64_t device_word, job_word; /* of the gate, under which the open group was granted */
+    int64_t credit_ns;              /* of the grant, not yet used; below 0: no group is open */
+    int64_t mean_ns;                /* expected for the launches */
+    uint64_t works;                 /* sum of what they are known by: tells if all are alike */
 
-    _Atomic uint64_t life; /* how often it was given to somebody; 0: never */
+    _Atomic(const struct thread *) holder; /* NULL: nobody */
+    uint64_t life;                         /* changes with whose it is; 0: nobody's yet */
 
     /* Whose it is. Changes only while it is held, and idle. */
     _Atomic(const struct thread *) owner;
     _Atomic(CUstream) stream;
 
-    /* The words of the gate under which the open group was granted. */
-    uint64_t device_word, job_word;
-
-    /* The open group, as far as launches touch it. */
-    int64_t credit_ns; /* of the grant, not yet used; below 0: no group is open */
-    int64_t mean_ns;
-    struct estimate *only;
-    uint32_t launches;
-    bool close_now; /* the launch that is being made is the last of its group */
-
     bool open;
+    bool close_now;        /* the launch that is being made is the last of its group */
+    uint32_t since_sample; /* launches in closed groups since one was measured alone */
+    struct estimate *only; /* of the first launch of the open group */
     uint32_t reported; /* launches of the open group that the account knows of, and their cost */
     int64_t reported_ns;
     uint32_t seen_launches; /* at the last look of somebody else */
@@ -110,27 +113,44 @@ static inline CUstream stream_named(CUstream stream, CUstream if_null) {
     return stream == NULL ? if_null : stream;
 }
 
-static inline struct memory *lane_memory(CUstream stream) {
-    uintptr_t bits = (uintptr_t)stream;
-    return &self.memories[(bits >> 5 ^ bits >> 12) % THREAD_LANES];
+/* An odd factor with bits all over: streams are told apart by the upper ones of a product. */
+#define LANE_FACTOR UINT32_C(0x9e3779b1)
+
+/* Where a thread remembers its lane for a stream. */
+static inline unsigned lane_place(CUstream stream) {
+    return (uint32_t)(uintptr_t)stream * LANE_FACTOR >> 29;
 }
 
-/* Sequentially consistent: who has the lane after the gate was closed sees no launch that passed
- * the gate before. */
-static inline bool lane_try(struct lane *lane, enum lane_holder holder) {
-    uint32_t free = LANE_FREE;
-    return atomic_compare_exchange_strong_explicit(&lane->held, &free, holder, memory_order_seq_cst,
-                                                   memory_order_relaxed);
+/* The short way into a lane that was remembered; false if somebody else has it, or it has another
+ * life. */
+static inline bool lane_enter(struct lane *lane, uint64_t life) {
+    uint32_t depth = atomic_fetch_add(&lane->launching, 1);
+    if (__builtin_expect(depth == 0 && atomic_load(&lane->open_to) == life, 1))
+        return true;
+    atomic_store_explicit(&lane->launching, depth, memory_order_release);
+    return false;
 }
 
-static inline void lane_release(struct lane *lane) {
-    atomic_store_explicit(&lane->held, LANE_FREE, memory_order_release);
+static inline void lane_leave(struct lane *lane) {
+    uint32_t depth = atomic_load_explicit(&lane->launching, memory_order_relaxed);
+    atomic_store_explicit(&lane->launching, depth - 1, memory_order_release);
 }
 
 static inline bool lane_is(const struct lane *lane, const struct thread *owner, CUstream stream) {
     return atomic_load_explicit(&lane->owner, memory_order_relaxed) == owner &&
            atomic_load_explicit(&lane->stream, memory_order_relaxed) == stream;
 }
+
+/* Holds the lane if nobody else has it. */
+bool lane_try(struct lane *lane);
+
+void lane_release(struct lane *lane);
+
+/* Remembers the lane, which this thread holds, for the stream as the program names it. */
+void lane_remember(struct lane *lane, CUstream as_named);
+
+/* Tries to hold a lane of this thread's by its place; NULL if that is nothing. */
+struct lane *lane_try_own(unsigned place);
 
 /* This thread's lane for the stream, which has a name (no NULL), held; made if there is none. NULL
  * if the thread is launching into that very lane: from a handler of a signal, or because a driver
@@ -140,8 +160,8 @@ struct lane *lane_hold(CUstream stream);
 /* This thread's lane for the stream, held, if there is one. */
 struct lane *lane_hold_known(CUstream stream);
 
-/* Calls `visit` with each lane in turn, held, of any thread; one that is being launched into is
- * left out, or waited for. */
+/* Calls `visit` with each lane in turn, held, of any thread; one that somebody else has is left
+ * out, or waited for and given a new life. */
 void lane_each(void (*visit)(struct lane *lane, void *context), void *context, bool wait);
 
 /* Forgets all lanes: in a child after fork. */

@@ -1,12 +1,37 @@
 #include "launch.h"
 
+#include <stddef.h>
+
 #include "account.h"
 #include "capture.h"
 #include "clock.h"
 #include "context.h"
 #include "group.h"
 #include "job.h"
+#include "stub.h"
 #include "warden.h"
+
+/* What stub.h believes. */
+_Static_assert(offsetof(struct thread, streams) == STUB_SELF_STREAMS, "stub.h");
+_Static_assert(offsetof(struct thread, lanes) == STUB_SELF_LANES, "stub.h");
+_Static_assert(offsetof(struct thread, lives) == STUB_SELF_LIVES, "stub.h");
+_Static_assert(offsetof(struct lane, launching) == STUB_LANE_LAUNCHING, "stub.h");
+_Static_assert(offsetof(struct lane, launches) == STUB_LANE_LAUNCHES, "stub.h");
+_Static_assert(offsetof(struct lane, open_to) == STUB_LANE_OPEN_TO, "stub.h");
+_Static_assert(offsetof(struct lane, device_word) == STUB_LANE_DEVICE_WORD, "stub.h");
+_Static_assert(offsetof(struct lane, job_word) == STUB_LANE_JOB_WORD, "stub.h");
+_Static_assert(offsetof(struct lane, credit_ns) == STUB_LANE_CREDIT, "stub.h");
+_Static_assert(offsetof(struct lane, mean_ns) == STUB_LANE_MEAN, "stub.h");
+_Static_assert(offsetof(struct lane, works) == STUB_LANE_WORKS, "stub.h");
+_Static_assert(offsetof(struct estimate, work) == STUB_ESTIMATE_WORK, "stub.h");
+_Static_assert(offsetof(struct estimate, cost_ns) == STUB_ESTIMATE_COST, "stub.h");
+_Static_assert(offsetof(struct estimate, mean_ns) == STUB_ESTIMATE_MEAN, "stub.h");
+_Static_assert(sizeof(struct estimate) == 1 << STUB_ESTIMATE_SHIFT, "stub.h");
+_Static_assert(ESTIMATES == 1 << (64 - STUB_PLACE_SHIFT), "stub.h");
+_Static_assert(offsetof(CUlaunchConfig, gridDimX) == 0 && offsetof(CUlaunchConfig, gridDimY) == 4 &&
+                   offsetof(CUlaunchConfig, gridDimZ) == 8 &&
+                   offsetof(CUlaunchConfig, hStream) == STUB_CONFIG_STREAM,
+               "stub.h");
 
 /* A group is granted a quarter of the window, so that the device has work while one of its marks is
  * waited for. */
@@ -61,11 +86,10 @@ static void look_after_all(int64_t now_ns) {
 static void close_own(void) {
     int64_t now_ns = clock_now_ns();
     for (unsigned i = 0; i < THREAD_LANES; i++) {
-        struct lane *lane = self.memories[i].lane;
-        if (lane == NULL || !lane_try(lane, LANE_LAUNCHING))
+        struct lane *lane = lane_try_own(i);
+        if (lane == NULL)
             continue;
-        if (atomic_load_explicit(&lane->owner, memory_order_relaxed) == &self && lane->open &&
-            lane->launches > 0 && group_room(lane, INT64_MAX, 0))
+        if (lane->open && lane->launches > 0 && group_room(lane, INT64_MAX, 0))
             group_close(lane, now_ns);
         lane_release(lane);
     }
@@ -249,14 +273,6 @@ static bool settle_context(struct lane *lane, CUstream stream) {
     return true;
 }
 
-static void remember(struct lane *lane, CUstream stream) {
-    *lane_memory(stream) = (struct memory){
-        .lane = lane,
-        .life = atomic_load_explicit(&lane->life, memory_order_relaxed),
-        .stream = stream,
-    };
-}
-
 struct lane *launch_admit(CUstream as_named, CUstream if_null, uint64_t work) {
     CUstream stream = stream_named(as_named, if_null);
     if (!launch_gated() || work == 0 || self.in_callback > 0)
@@ -276,7 +292,7 @@ struct lane *launch_admit(CUstream as_named, CUstream if_null, uint64_t work) {
         enum hindrance why = known ? try_admit(&request, &waited) : NOTHING;
         capture_restore(mode);
         if (why == NOTHING && known) {
-            remember(lane, as_named);
+            lane_remember(lane, as_named);
             return lane;
         }
         lane_release(lane);

@@ -20,35 +20,33 @@ CUresult launch_settle(struct lane *lane, enum hook_index hook, CUresult result)
 /* After a launch that came the short way and failed. */
 CUresult launch_failed(enum hook_index hook, CUresult result);
 
-/* The short way, inlined into every launch: what was granted before is enough, and the gate is as
- * it was then. Returns the lane, held, or NULL if the long way must be taken. The order of the
- * checks is that of what they need, not of their weight. */
+/* The short way, inlined into every launch that stub.h has none for: what was granted before is
+ * enough, and the gate is as it was then. Returns the lane, to be left with lane_leave, or NULL if
+ * the long way must be taken. */
 __attribute__((always_inline)) static inline struct lane *launch_enter(CUstream stream,
                                                                        uint64_t work) {
-    const struct memory *memory = lane_memory(stream);
-    struct lane *lane = memory->lane;
-    if (__builtin_expect(memory->stream != stream, 0) ||
-        __builtin_expect(!lane_try(lane, LANE_LAUNCHING), 0))
+    unsigned place = lane_place(stream);
+    struct lane *lane = self.lanes[place];
+    if (__builtin_expect(atomic_load_explicit(&attention, memory_order_relaxed) != 0 ||
+                             self.streams[place] != stream || work == 0 ||
+                             !lane_enter(lane, self.lives[place]),
+                         0))
         return NULL;
     struct estimate *estimate = estimate_guess(work);
     int64_t credit_ns =
         lane->credit_ns - atomic_load_explicit(&estimate->cost_ns, memory_order_relaxed);
-    if (__builtin_expect(credit_ns < 0 ||
-                             atomic_load_explicit(&lane->life, memory_order_relaxed) !=
-                                 memory->life ||
+    if (__builtin_expect(mux_gate_load(gate_device_word) != lane->device_word ||
+                             mux_gate_load(gate_job_word) != lane->job_word ||
                              atomic_load_explicit(&estimate->work, memory_order_relaxed) != work ||
-                             atomic_load_explicit(&attention, memory_order_relaxed) != 0 ||
-                             mux_gate_load(gate_device_word) != lane->device_word ||
-                             mux_gate_load(gate_job_word) != lane->job_word,
+                             credit_ns < 0,
                          0)) {
-        lane_release(lane);
+        lane_leave(lane);
         return NULL;
     }
+    lane->works += work;
     lane->credit_ns = credit_ns;
-    lane->launches++;
     lane->mean_ns += atomic_load_explicit(&estimate->mean_ns, memory_order_relaxed);
-    if (lane->only != estimate)
-        lane->only = NULL;
+    lane->launches++;
     return lane;
 }
 

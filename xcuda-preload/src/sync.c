@@ -33,14 +33,12 @@ static void settle_stream(CUstream stream) {
 static void settle_thread(void) {
     int64_t now_ns = clock_now_ns();
     for (unsigned i = 0; i < THREAD_LANES; i++) {
-        struct lane *lane = self.memories[i].lane;
-        if (lane == NULL || !lane_try(lane, LANE_LAUNCHING))
+        struct lane *lane = lane_try_own(i);
+        if (lane == NULL)
             continue;
-        if (atomic_load_explicit(&lane->owner, memory_order_relaxed) == &self) {
-            group_poll(lane, now_ns);
-            if (lane->count == 0 && !(atomic_load(&attention) & ATTENTION_CONTEXTS))
-                group_ask(lane, now_ns);
-        }
+        group_poll(lane, now_ns);
+        if (lane->count == 0 && !(atomic_load(&attention) & ATTENTION_CONTEXTS))
+            group_ask(lane, now_ns);
         lane_release(lane);
     }
 }

@@ -3,16 +3,21 @@
 #ifndef XCUDA_WORK_H
 #define XCUDA_WORK_H
 
+#include <string.h>
+
 #include "cuda_types.h"
 
 /* Odd factors with bits all over, as in multiplicative hashing. */
 #define WORK_FACTOR_1 UINT64_C(0x9e3779b97f4a7c15)
 #define WORK_FACTOR_2 UINT64_C(0xd6e8feb86659fd93)
+#define WORK_FACTOR_3 (WORK_FACTOR_1 * WORK_FACTOR_2)
+#define WORK_FACTOR_Y 0x2c1b3c6d
+#define WORK_FACTOR_Z 0x297a2d39
 
-/* On the launch path, hence short: bits of the grid that do not fit are folded. Estimates are
- * placed by the upper bits, which those of the grid reach last. */
+/* On the launch path, where stub.h does the same, hence short: a grid is folded into 32 bits.
+ * Estimates are placed by the upper bits of the product. */
 static inline uint64_t work_kernel(CUfunction function, unsigned x, unsigned y, unsigned z) {
-    uint64_t grid = (((uint64_t)z << 12 ^ y) << 20) ^ x;
+    uint32_t grid = (z * WORK_FACTOR_Z + y) * WORK_FACTOR_Y + x;
     return ((uint64_t)(uintptr_t)function ^ grid * WORK_FACTOR_2) * WORK_FACTOR_1;
 }
 
@@ -33,14 +38,16 @@ static inline uint64_t work_listed(const CUDA_LAUNCH_PARAMS *list, unsigned coun
 enum work_kind { WORK_COPY = 1, WORK_SET = 2, WORK_BATCH = 3 };
 
 static inline uint64_t work_graph(CUgraphExec graph) {
-    return ((uint64_t)(uintptr_t)graph * WORK_FACTOR_2 * WORK_FACTOR_1) | 1;
+    return ((uint64_t)(uintptr_t)graph * WORK_FACTOR_3) | 1;
 }
 
-/* Sizes that differ by less than an eighth are alike. */
+/* Sizes that differ by less than an eighth are alike: a size counts as its magnitude and the three
+ * bits behind the first, which a floating-point number has in one place. */
 static inline uint64_t work_sized(enum work_kind kind, size_t bytes) {
-    unsigned magnitude = 63 - (unsigned)__builtin_clzll(bytes | 8);
-    uint64_t size = (uint64_t)magnitude << 3 | (bytes >> (magnitude - 3) & 7);
-    return ((size << 2 | kind) * WORK_FACTOR_2 * WORK_FACTOR_1) | 1;
+    double number = (double)(int64_t)bytes;
+    uint64_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    return (((bits >> 49) * 4 + kind) * WORK_FACTOR_3) | 1;
 }
 
 static inline uint64_t work_copy(size_t bytes) {
