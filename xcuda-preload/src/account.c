@@ -50,7 +50,10 @@ bool account_out_of_turn(int64_t now_ns, int64_t since_ns) {
     int64_t last_ns = atomic_load(&account.progress_ns);
     if (now_ns - last_ns < ACCOUNT_PATIENCE_NS || now_ns - since_ns < ACCOUNT_PATIENCE_NS)
         return false;
-    return atomic_compare_exchange_strong(&account.progress_ns, &last_ns, now_ns);
+    if (!atomic_compare_exchange_strong(&account.progress_ns, &last_ns, now_ns))
+        return false;
+    atomic_store(&account.out_of_turn_ns, now_ns);
+    return true;
 }
 
 /* Old sums fade, so that the quotient is that of the last dozens of groups. */

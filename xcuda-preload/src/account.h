@@ -17,14 +17,16 @@
 struct account {
     _Atomic int64_t window_used_ns; /* granted, and not known to be complete; no lock */
     _Atomic int64_t due_ns;         /* when the last that was launched is expected to be complete */
-    _Atomic int64_t progress_ns;   /* when something last completed, or went out of turn; no lock */
-    _Atomic uint64_t throttled_ns; /* no lock */
-    _Atomic uint64_t frozen_ns;    /* no lock */
-    uint64_t launches;             /* let through */
-    uint64_t busy_ns;              /* measured */
-    int64_t charged_ns;            /* charged to the budget for what is in flight */
-    int64_t in_flight_ns;          /* what the launches in flight cost */
-    uint32_t in_flight;            /* launches */
+    _Atomic int64_t progress_ns; /* when something last completed, or went out of turn; no lock */
+    _Atomic int64_t out_of_turn_ns; /* when a launch last went out of turn; no lock */
+    _Atomic int64_t held_ns;        /* when one was last held at a frozen gate; no lock */
+    _Atomic uint64_t throttled_ns;  /* no lock */
+    _Atomic uint64_t frozen_ns;     /* no lock */
+    uint64_t launches;              /* let through */
+    uint64_t busy_ns;               /* measured */
+    int64_t charged_ns;             /* charged to the budget for what is in flight */
+    int64_t in_flight_ns;           /* what the launches in flight cost */
+    uint32_t in_flight;             /* launches */
     struct timeline timeline;
     /* Of late: what lanes were busy each, and what they were busy together. */
     int64_t each_ns, together_ns;

@@ -139,8 +139,23 @@ static int64_t busy_ns_of(const struct group *group, int64_t span_ns) {
     return after_ns > expected_ns ? after_ns : expected_ns;
 }
 
-static void learn(const struct group *group, int64_t busy_ns) {
+static bool in_flight_at(const struct group *group, int64_t at_ns, int64_t ended_ns) {
+    return group->opened_ns < at_ns && at_ns < ended_ns;
+}
+
+/* What was in flight while another launch was held up may have waited for that one. If such a time
+ * were learned, the next launch that it waits for would be held up as long, and so on. When a
+ * launch that went out of turn has freed it, what came after that is all that it takes. */
+static void learn(const struct group *group, int64_t busy_ns, int64_t ended_ns) {
     if (group->only == NULL || group->launches == 0)
+        return;
+    int64_t freed_ns = atomic_load(&account.out_of_turn_ns);
+    if (in_flight_at(group, freed_ns, ended_ns) && busy_ns > ended_ns - freed_ns) {
+        estimate_forget(group->only->work);
+        estimate_learn(group->only, (ended_ns - freed_ns) / group->launches, group->launches);
+        return;
+    }
+    if (in_flight_at(group, atomic_load(&account.held_ns), ended_ns) && busy_ns > group->mean_ns)
         return;
     bool measured = group->sample || group->backlogged;
     bool bounded = busy_ns < group->mean_ns; /* it took less than expected, idle times included */
@@ -175,7 +190,7 @@ static void complete(struct lane *lane, struct group *group, CUevent end, int64_
     int64_t span_ns = measure(lane, group, end, now_ns);
     int64_t busy_ns = busy_ns_of(group, span_ns);
     if (span_ns >= 0)
-        learn(group, busy_ns);
+        learn(group, busy_ns, lane->last_end.our_ns);
     account_busy(lane->last_end.our_ns - busy_ns, lane->last_end.our_ns);
     account.charged_ns -= group->charged_ns;
     account.in_flight -= group->launches;

@@ -117,10 +117,12 @@ static void wait_for(struct wait *wait, enum hindrance why, int64_t due_in_ns) {
     int64_t now_ns = clock_now_ns();
     _Atomic uint64_t *waited_ns = why == FROZEN ? &account.frozen_ns : &account.throttled_ns;
     atomic_fetch_add_explicit(waited_ns, (uint64_t)(now_ns - before_ns), memory_order_relaxed);
-    if (why == FROZEN)
+    if (why == FROZEN) {
         wait->open_ns = now_ns;
-    else
+        atomic_store(&account.held_ns, now_ns);
+    } else {
         look_after_all(now_ns);
+    }
 }
 
 /* ---- admission --------------------------------------------------------------------------------

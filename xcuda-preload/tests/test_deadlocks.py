@@ -32,14 +32,21 @@ def thread(work, *arguments):
     begun.start()
     return begun
 
-def rank(own, theirs, where):
-    for step in range(400):
+def rank(steps, own, theirs, where):
+    for step in range(steps):
         launch(spin, 20_000, where)
         launch(set_word, theirs + 4 * step, where)
         launch(wait_for, own + 4 * step, where)
         if step % 8 == 0:
             synchronize(where)
     synchronize(where)
+"""
+
+_TWO_THREADS = """
+ranks = [thread(rank, 100, words, words + 8192, one), thread(rank, 100, words + 8192, words, other)]
+for each in ranks:
+    each.join()
+say("done")
 """
 
 _ONE_OF_TWO_PROCESSES = """
@@ -51,7 +58,7 @@ say(bytes(own).hex())
 other_rank = Handle.from_buffer_copy(bytes.fromhex(sys.stdin.readline()))
 call("cuIpcOpenMemHandle_v2", byref(theirs), other_rank, c_uint(1))
 sys.stdin.readline()
-rank(words, theirs.value, one)
+rank(400, words, theirs.value, one)
 say("done")
 """
 
@@ -74,14 +81,20 @@ def _is_held(node: GpuNode, process: subprocess.Popen[str]) -> None:
 def _freeze_and_thaw(node: GpuNode, *processes: subprocess.Popen[str]) -> None:
     for budget_permille, window_us in ((1000, 100), (700, 2000)):
         for process in processes:
-            node.goes_on(process.pid, 10)
+            node.goes_on(process.pid, 5)
         node.freeze()
         for process in processes:
             _is_held(node, process)
         node.open_gate(budget_permille=budget_permille, window_us=window_us)
     for process in processes:
-        node.goes_on(process.pid, 10)
+        node.goes_on(process.pid, 5)
     node.open_gate()
+
+
+def test_threads_whose_kernels_wait_for_each_other_go_on_after_a_freeze(gpu_node: GpuNode) -> None:
+    process = _start(gpu_node, _TWO_THREADS)
+    _freeze_and_thaw(gpu_node, process)
+    _ends(process)
 
 
 def test_processes_whose_kernels_wait_for_each_other_freeze_and_go_on_together(gpu_node: GpuNode) -> None:
