@@ -123,9 +123,7 @@ class Node:
     def start_heart(self) -> None:
         self._alive.set()
 
-    def begin_job(
-        self, *, quota_bytes: int | None = None, context_bytes: int | None = None, gpu: str = GPU
-    ) -> None:
+    def begin_job(self, *, quota_bytes: int | None = None, context_bytes: int | None = None, gpu: str = GPU) -> None:
         limits = JobLimits(gpu=gpu, quota_bytes=quota_bytes, context_bytes=context_bytes)
         order = JobOrder(gate=Gate(state=GateState.OPEN, budget_permille=1000, window_us=65_535), phase=JobPhase.RUN)
         self.control = JobControlWriter(self.job_dir, limits, order)
@@ -288,13 +286,19 @@ def run_directory() -> Iterator[RunDirectory]:
 
 
 @pytest.fixture
-def node(run_directory: RunDirectory, library: Path, programs: Path) -> Iterator[Node]:
-    """A node whose driver is the stub, with a job that has no quota and a gate that is open."""
+def bare_node(run_directory: RunDirectory, library: Path, programs: Path) -> Iterator[Node]:
+    """A node whose driver is the stub, its gate open, and no job yet."""
     node = Node(run_directory, library, programs)
-    node.begin_job()
     node.open_gate()
     yield node
     node.close()
+
+
+@pytest.fixture
+def node(bare_node: Node) -> Node:
+    """The same with a job that has no quota."""
+    bare_node.begin_job()
+    return bare_node
 
 
 class GpuNode(Node):
