@@ -102,7 +102,6 @@ def test_ordinary_programs_of_a_container_are_unharmed(bare_node: Node, containe
     with_library, without = container.run(*command), container.run(*command, preload=False)
     assert with_library == without
     assert "\n43\n" in with_library[1]
-    assert with_library[2] == ""
     assert bare_node.usage().processes == bare_node.usage().ended == ()
 
 
@@ -120,7 +119,7 @@ _CHILDREN = """
 env -i "$1" -c "$2" "$3" &
 env -i XCUDA_MODE=beacon "$1" -c "$2" "$3" &
 XCUDA_DEVICE_DIR=/nowhere XCUDA_JOB_DIR=/nowhere "$1" -c "$2" "$3" &
-env -i LD_PRELOAD= "$1" -c 'import subprocess, sys; subprocess.run(sys.argv[1:], env={}, check=True)' "$1" -c "$2" "$3" &
+env -i LD_PRELOAD= "$1" -c 'import os, sys; os.execve(sys.argv[1], sys.argv[1:], {})' "$1" -c "$2" "$3" &
 wait
 """
 
