@@ -430,6 +430,25 @@ typedef struct {
 } CUDA_HOST_NODE_PARAMS;
 
 typedef struct {
+    CUmemPoolProps poolProps;
+    const CUmemAccessDesc *accessDescs;
+    size_t accessDescCount;
+    size_t bytesize;
+    CUdeviceptr dptr;
+} CUDA_MEM_ALLOC_NODE_PARAMS;
+
+typedef struct {
+    CUdeviceptr dptr;
+} CUDA_MEM_FREE_NODE_PARAMS;
+
+typedef enum {
+    CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT = 0,
+    CU_GRAPH_MEM_ATTR_USED_MEM_HIGH = 1,
+    CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT = 2,
+    CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH = 3,
+} CUgraphMem_attribute;
+
+typedef struct {
     CUgraphNodeType type;
     int reserved0[3];
     union {
@@ -445,6 +464,8 @@ typedef struct {
         CUDA_HOST_NODE_PARAMS host;
         CUgraph graph;
         CUevent event; /* waited for, or recorded */
+        CUDA_MEM_ALLOC_NODE_PARAMS alloc;
+        CUDA_MEM_FREE_NODE_PARAMS free;
     };
     long long reserved2;
 } CUgraphNodeParams;
@@ -733,6 +754,15 @@ CUresult cuGraphAddEventRecordNode(CUgraphNode *added, CUgraph graph, const CUgr
                                    size_t count, CUevent event);
 CUresult cuGraphAddEventWaitNode(CUgraphNode *added, CUgraph graph, const CUgraphNode *after,
                                  size_t count, CUevent event);
+CUresult cuGraphAddMemAllocNode(CUgraphNode *added, CUgraph graph, const CUgraphNode *after,
+                                size_t count, CUDA_MEM_ALLOC_NODE_PARAMS *params);
+CUresult cuGraphAddMemFreeNode(CUgraphNode *added, CUgraph graph, const CUgraphNode *after,
+                               size_t count, CUdeviceptr address);
+CUresult cuGraphMemAllocNodeGetParams(CUgraphNode node, CUDA_MEM_ALLOC_NODE_PARAMS *params);
+CUresult cuGraphMemFreeNodeGetParams(CUgraphNode node, CUdeviceptr *address);
+CUresult cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attribute, void *value);
+CUresult cuDeviceSetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attribute, void *value);
+CUresult cuDeviceGraphMemTrim(CUdevice device);
 CUresult cuGraphAddNode(CUgraphNode *added, CUgraph graph, const CUgraphNode *after, size_t count,
                         CUgraphNodeParams *params);
 CUresult cuGraphAddNode_v2(CUgraphNode *added, CUgraph graph, const CUgraphNode *after,

@@ -57,6 +57,9 @@ struct gpu {
     unsigned primary_retained;
     unsigned primary_flags;
     struct pool *default_pool, *current_pool;
+    struct {
+        uint64_t used, used_high, reserved, reserved_high;
+    } graph_memory; /* cuda_graph_memory.c */
 
     pthread_mutex_t effects_lock;
     _Atomic uint32_t effects_pending;

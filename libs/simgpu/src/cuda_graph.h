@@ -22,6 +22,8 @@ struct node {
     struct effect write; /* BATCH_MEM_OP: a write of a word, or, if `waits`, a wait for one */
     struct call wait;
     bool waits;
+    CUdeviceptr address; /* MEM_ALLOC, MEM_FREE */
+    uint64_t bytes;      /* MEM_ALLOC */
     struct node *next;
     struct node *origin; /* in an executable graph: the node that it was made from */
     unsigned index;
@@ -77,7 +79,18 @@ struct graph_exec {
     uint32_t last_stream;
     uint64_t last_sequence;
     uint64_t flags;
+    uint64_t memory_bytes; /* the most that its nodes have allocated at a time */
+    struct gpu *holder;    /* of that memory, from the first launch on */
 };
+
+/* --- memory of graphs (cuda_graph_memory.c) --- */
+
+CUresult node_allocation(struct gpu *gpu, size_t bytes, struct node *content);
+CUresult node_release(CUdeviceptr address, struct node *content);
+/* Memory for an executable graph: how much, taking it, giving it back. */
+void graph_memory_measure(struct graph_exec *exec);
+CUresult graph_memory_take(struct graph_exec *exec, struct gpu *gpu);
+void graph_memory_give(struct graph_exec *exec);
 
 /* --- captures (cuda_capture.c) --- */
 

@@ -98,6 +98,7 @@ static void choose_branches(struct graph_exec *exec) {
 }
 
 static void exec_free(struct graph_exec *exec) {
+    graph_memory_give(exec);
     for (unsigned i = 0; exec->branch_streams && i + 1 < exec->branch_count; i++)
         if (exec->branch_streams[i] && object_is(OBJECT_STREAM, exec->branch_streams[i]) &&
             exec->branch_streams[i]->context == exec->context)
@@ -130,6 +131,7 @@ static CUresult instantiate(struct graph *graph, uint64_t flags, struct graph_ex
         exec->steps[exec->step_count++].node = node;
     }
     choose_branches(exec);
+    graph_memory_measure(exec);
     exec->branch_streams = calloc(exec->branch_count + 1, sizeof(struct stream *));
     if (!exec->branch_streams) {
         exec_free(exec);
@@ -273,7 +275,8 @@ static CUresult make_branches(struct graph_exec *exec, struct context *context) 
 }
 
 static CUresult run(struct graph_exec *exec, struct stream *stream) {
-    CUresult result = make_branches(exec, stream->context);
+    CUresult result = graph_memory_take(exec, stream->context->gpu);
+    result = result ? result : make_branches(exec, stream->context);
     if (result == CUDA_SUCCESS && exec->last_stream != SIMGPU_NONE &&
         exec->last_stream != stream->slot) /* a graph does not run beside itself */
         result = wait_for_place(stream, exec->last_stream, exec->last_sequence);
@@ -311,6 +314,7 @@ CUDA_API CUresult cuGraphUpload(CUgraphExec exec, CUstream handle) {
     struct stream *stream;
     CUresult result = check_exec(exec);
     result = result ? result : stream_of(handle, &stream);
+    result = result ? result : graph_memory_take(exec, stream->context->gpu);
     return result ? result : submit(stream, mark_work(), NULL, NULL, NULL);
 }
 

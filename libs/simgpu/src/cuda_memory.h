@@ -15,6 +15,7 @@ enum block_kind {
     BLOCK_MAPPED,     /* cuMemMap */
     BLOCK_POOL,
     BLOCK_IMPORTED, /* cuIpcOpenMemHandle */
+    BLOCK_GRAPH,    /* an allocation node's */
 };
 
 struct block {

@@ -171,6 +171,10 @@ CUDA_API CUresult cuGraphAddNode(CUgraphNode *added, CUgraph graph, const CUgrap
                                  size_t count, CUgraphNodeParams *params) {
     struct node content;
     char buffer[4096];
+    if (params && params->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC)
+        return cuGraphAddMemAllocNode(added, graph, after, count, &params->alloc);
+    if (params && params->type == CU_GRAPH_NODE_TYPE_MEM_FREE)
+        return cuGraphAddMemFreeNode(added, graph, after, count, params->free.dptr);
     CUresult result = node_any(params, &content, buffer);
     return result ? result : add_node(added, graph, after, count, &content);
 }

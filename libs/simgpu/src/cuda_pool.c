@@ -86,8 +86,14 @@ static CUresult allocate(CUdeviceptr *address, size_t bytes, struct pool *pool, 
     result = capture_of(stream, &captured);
     if (result)
         return result;
-    if (captured) /* nodes that allocate are not simulated */
-        return CUDA_ERROR_NOT_SUPPORTED;
+    if (captured) {
+        struct node content;
+        result = node_allocation(pool->gpu, bytes, &content);
+        result = result ? result : capture_node(stream, &content);
+        if (result == CUDA_SUCCESS)
+            *address = content.address;
+        return result;
+    }
     if (!bytes) {
         *address = 0;
         return CUDA_SUCCESS;
@@ -140,14 +146,19 @@ CUDA_API CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
     if (result || !address)
         return result;
     if (!block_find((uintptr_t)address, &block) || block.start != address ||
-        (block.kind != BLOCK_POOL && block.kind != BLOCK_DEVICE))
+        (block.kind != BLOCK_POOL && block.kind != BLOCK_DEVICE && block.kind != BLOCK_GRAPH))
         return CUDA_ERROR_INVALID_VALUE;
     bool captured;
     result = capture_of(stream, &captured);
     if (result)
         return result;
-    if (captured)
-        return CUDA_ERROR_NOT_SUPPORTED;
+    if (captured) {
+        struct node content;
+        result = node_release(address, &content);
+        return result ? result : capture_node(stream, &content);
+    }
+    if (block.kind == BLOCK_GRAPH) /* its graph's, as long as that exists */
+        return submit(stream, mark_work(), NULL, NULL, NULL);
     struct effect *effect = effect_new(EFFECT_FREE);
     if (!effect)
         return CUDA_ERROR_OUT_OF_MEMORY;

@@ -323,3 +323,69 @@ def a_node_of_any_type_can_be_added_and_changed() -> None:
     refused = _Node(type=13)
     unsupported = code("cuGraphAddNode_v2", byref(c_void_p()), c_void_p(graph), None, None, c_size_t(0), byref(refused))
     assert unsupported == 801
+
+
+class _Allocation(ctypes.Structure):
+    """CUDA_MEM_ALLOC_NODE_PARAMS."""
+
+    _fields_ = [
+        ("type", c_int),
+        ("handles", c_int),
+        ("place", c_int),
+        ("device", c_int),
+        ("rest", c_uint64 * 9),
+        ("accesses", c_void_p),
+        ("access_count", c_size_t),
+        ("bytes", c_size_t),
+        ("address", c_uint64),
+    ]
+
+
+def _graph_memory() -> tuple[int, int]:
+    """Used, and held."""
+    values = [c_uint64(), c_uint64()]
+    for value, attribute in zip(values, (0, 2), strict=True):
+        call("cuDeviceGetGraphMemAttribute", 0, attribute, byref(value))
+    return values[0].value, values[1].value
+
+
+def a_graph_that_allocates_takes_the_most_it_has_at_a_time_when_it_first_runs() -> None:
+    context()
+    one, graph = stream(), _graph()
+    first, second = (_Allocation(type=1, place=1, bytes=n << 20) for n in (30, 20))
+    at = made("cuGraphAddMemAllocNode", graph, None, c_size_t(0), byref(first))
+    word = _Fill(address=first.address, value=7, element=4, width=1, height=1)
+    filled = made("cuGraphAddMemsetNode", graph, byref(c_void_p(at)), c_size_t(1), byref(word), None)
+    gone = made("cuGraphAddMemFreeNode", graph, byref(c_void_p(filled)), c_size_t(1), c_uint64(first.address))
+    made("cuGraphAddMemAllocNode", graph, byref(c_void_p(gone)), c_size_t(1), byref(second))
+    executable = _executable(graph)
+    assert _graph_memory() == (0, 0)
+    for _ in range(2):
+        call("cuGraphLaunch", c_void_p(executable), c_void_p(one))
+        synchronize(one)
+        assert _graph_memory() == (30 << 20, 30 << 20)
+    assert from_device(first.address, 4) == (7).to_bytes(4, "little")
+    call("cuGraphExecDestroy", c_void_p(executable))
+    assert _graph_memory() == (0, 30 << 20)
+    call("cuDeviceGraphMemTrim", 0)
+    assert _graph_memory() == (0, 0)
+
+
+def an_allocation_that_is_captured_is_a_node() -> None:
+    context()
+    one, graph, address = stream(), c_void_p(), c_uint64()
+    call("cuStreamBeginCapture_v2", c_void_p(one), 0)
+    call("cuMemAllocAsync", byref(address), c_size_t(1 << 20), c_void_p(one))
+    call("cuMemFreeAsync", address, c_void_p(one))
+    call("cuStreamEndCapture", c_void_p(one), byref(graph))
+    nodes, count = (c_void_p * 2)(), c_size_t(2)
+    call("cuGraphGetNodes", graph, nodes, byref(count))
+    types = []
+    for node in nodes:
+        kind = c_int()
+        call("cuGraphNodeGetType", c_void_p(node), byref(kind))
+        types.append(kind.value)
+    assert types == [10, 11]
+    told = _Allocation()
+    call("cuGraphMemAllocNodeGetParams", c_void_p(nodes[0]), byref(told))
+    assert (told.bytes, told.address, told.device) == (1 << 20, address.value, 0)
