@@ -135,7 +135,8 @@ class JobHandle:
             return  # another job of that name: our rejection is on its way
         self._accept()
         if record.state.terminal:
-            self._finish(record.state, record.attempt, reason=record.reason, exit_status=record.last_exit)
+            reason = "" if record.state is JobState.FINISHED else record.reason  # as the event would have told it
+            self._finish(record.state, record.attempt, reason=reason, exit_status=record.last_exit)
 
     def _accept(self) -> None:
         _settle(self._verdict, None)
