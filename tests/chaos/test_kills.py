@@ -210,13 +210,13 @@ async def until_idle(world: World) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_no_job_is_lost_doubled_or_ended_twice_whatever_is_killed(tmp_path: Path, seed: int) -> None:
     await storm(tmp_path, seed=seed, rounds=4, servers=1)
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("seed", [5, 6])
+@pytest.mark.parametrize("seed", [5])
 async def test_nor_when_the_leader_of_three_servers_is_killed(tmp_path: Path, seed: int) -> None:
     await storm(tmp_path, seed=seed, rounds=2, servers=3)
 
