@@ -100,7 +100,7 @@ schemas: setup ## write schemas/ anew from the contracts
 	@$(BIN)/python -m muxflow.contracts.export
 
 .PHONY: bench
-bench: bench-bus bench-protection bench-speed bench-matching ## run all benchmarks
+bench: bench-bus bench-protection bench-speed bench-matching bench-xcuda ## run all benchmarks
 
 .PHONY: bench-bus
 bench-bus: setup ## measure the bus
@@ -117,6 +117,10 @@ bench-speed: setup ## measure how well speeds are predicted; DATA=FILE: on gavel
 .PHONY: bench-matching
 bench-matching: setup ## measure the matching, up to 100,000 jobs
 	@$(BIN)/python tests/bench/bench_matching.py $(BENCH_ARGS)
+
+.PHONY: bench-xcuda
+bench-xcuda: setup ## measure what the preload library costs and holds
+	@$(BIN)/python tests/bench/bench_xcuda.py $(BENCH_ARGS)
 
 .PHONY: clean
 clean: ## remove what the other targets made

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import bench_speed  # type: ignore[import-not-found]
+import bench_speed
 
 import measured_throughputs as gavel
 

@@ -1,0 +1,106 @@
+"""What a launch costs its program: instructions, calls to the driver, time. On a driver that does nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xcuda.node import DEADLINE_S, IDLE_DRIVER, PROGRAMS, Node, idle_run, say
+
+CALLS = (
+    "cuLaunchKernel",
+    "cuLaunchKernel_ptsz",
+    "cuLaunchKernelEx",
+    "cuLaunchCooperativeKernel",
+    "cuGraphLaunch",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemsetD8Async",
+)
+FIRST = CALLS[0]
+TAKES_US = 5
+"""Length of the kernels, unless said otherwise."""
+LENGTHS_US = (1, 5, 20, 200)
+_FEW, _MANY = 2, 12
+_ROUND = 1000
+
+
+def _instructions(launches: int, rounds: int, call: str, takes_us: int, extra: Mapping[str, str]) -> int:
+    """Count what the program's own thread executes."""
+    with tempfile.TemporaryDirectory(prefix="muxflow-bench-") as folder:
+        subprocess.run(
+            [
+                "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes",
+                f"--callgrind-out-file={folder}/out",
+                str(PROGRAMS / "bench_launches"), call, str(launches), str(rounds), f"takes_ns={takes_us * 1000}",
+            ],
+            env={**os.environ, "LD_LIBRARY_PATH": str(IDLE_DRIVER), **extra},
+            check=True,
+            capture_output=True,
+            timeout=DEADLINE_S,
+        )  # fmt: skip
+        found = re.search(r"^totals: (\d+)", (Path(folder) / "out-01").read_text(), re.MULTILINE)
+    if not found:
+        raise RuntimeError("callgrind counted nothing")
+    return int(found[1])
+
+
+def per_launch(call: str, takes_us: int, extra: Mapping[str, str]) -> float:
+    """Count the instructions of a launch, once everything is learned."""
+    few, many = (_instructions(_ROUND, rounds, call, takes_us, extra) for rounds in (_FEW, _MANY))
+    return (many - few) / (_MANY - _FEW) / _ROUND
+
+
+def instructions(node: Node, more: bool = True) -> dict[str, Any]:
+    """Count what the library adds to a launch, and what the beacon adds to an online one. `more`: of all kinds."""
+    offline = node.offline()
+    calls = CALLS if more else (FIRST,)
+    bare = {call: per_launch(call, TAKES_US, {}) for call in calls}
+    by_call = {call: round(per_launch(call, TAKES_US, offline) - bare[call], 1) for call in calls}
+    say(f"instructions per launch: {by_call}")
+    by_us = {TAKES_US: by_call[FIRST]}
+    for us in LENGTHS_US if more else ():
+        by_us[us] = round(per_launch(FIRST, us, offline) - bare[FIRST], 1)
+    beacon = round(per_launch(FIRST, TAKES_US, node.online()) - bare[FIRST], 1)
+    say(f"    by the kernel's length in µs: {by_us}; of an online launch: {beacon}")
+    return {
+        "launch_instructions_added": by_call[FIRST],
+        "launch_instructions_added_by_call": by_call,
+        "launch_instructions_added_by_us": {str(us): by_us[us] for us in sorted(by_us)},
+        "beacon_instructions": beacon,
+    }
+
+
+def calls(node: Node) -> dict[str, Any]:
+    """Count the calls to the driver beyond the launch."""
+    by_us = {
+        us: idle_run("bench_launches", FIRST, 5000, 20, f"takes_ns={us * 1000}", extra=node.offline())[1]
+        for us in LENGTHS_US
+    }
+    say(f"calls to the driver added per launch, by the kernel's length in µs: {by_us}")
+    return {
+        "driver_calls_per_launch_added": round(by_us[TAKES_US], 3),
+        "driver_calls_per_launch_added_by_us": {str(us): round(each, 3) for us, each in by_us.items()},
+    }
+
+
+def times(node: Node, repeat: int, rounds: int = 200) -> dict[str, Any]:
+    """Measure the time that the library adds: the shortest of many short rounds, with and without in turn."""
+    shortest: dict[tuple[int, bool], float] = {}
+    for _ in range(repeat):
+        for threads in (1, 2):
+            for preloaded in (False, True):
+                extra = node.offline() if preloaded else {}
+                ns, _ = idle_run("bench_launches", FIRST, 5000, rounds, f"threads={threads}", extra=extra)
+                shortest[threads, preloaded] = min(ns, shortest.get((threads, preloaded), ns))
+    added = {threads: round(shortest[threads, True] - shortest[threads, False], 1) for threads in (1, 2)}
+    say(f"ns added per launch: {added[1]} with one thread, {added[2]} with two")
+    return {
+        "launch_ns_added": added[1],
+        "launch_ns_added_2threads": added[2],
+        "launch_ns_bare": round(shortest[1, False], 1),
+    }
