@@ -1,9 +1,10 @@
 # ruff: noqa: INP001  # a script of the build, in no package
-"""Writes what derives from the table of hooks: `hooks.py TABLE DIRECTORY`, or `hooks.py --names TABLE`.
+"""Writes what derives from the table of hooks: `hooks.py TABLE DIRECTORY`, or `hooks.py --names|--markdown TABLE`.
 
 Into the directory go `hooks.h` (indices and types), `hooks.c` (the exported functions, and the table that routing
 reads), `stubs.S` (the exported functions of launches with arguments on the stack) and `xcuda.map` (the version script).
-With `--names`, prints each hook with its index, as in `last_error_call`. A part of the build, not of the distribution.
+With `--names`, prints each hook with its index, as in `last_error_call`; with `--markdown`, the page about them of the
+documentation. A part of the build, not of the distribution.
 """
 
 from __future__ import annotations
@@ -251,7 +252,77 @@ def version_script(names: list[str]) -> str:
     return f"{{\n    global:\n{listed}    local:\n        *;\n}};\n"
 
 
+IN_A_JOB = {
+    "launch": "waits at the gate; counts in window, budget and estimates",
+    "pass": "goes to the driver at once, until the process is to end",
+    "read": "as `pass`, and as `sync`",
+    "sync": "goes to the driver; what it shows to be complete leaves the window",
+    "begin": "goes to the driver; what is launched into the stream until `end` is not executed, and not held",
+    "end": "see `begin`",
+    "call": "what its handler does: memory is charged, and told as the quota has it; functions are routed",
+    "nvml": "tells of the job's device as the quota has it",
+    "libc": "finds hooks as well as functions; or keeps the dispositions of SIGTERM and SIGINT",
+}
+
+IN_AN_ONLINE_PROCESS = {
+    "launch": "is counted",
+    "read": "shows what is complete",
+    "sync": "shows what is complete",
+    "libc": "finds hooks as well as functions",
+}
+
+KNOWN_BY = {
+    "work_kernel": "function, grid",
+    "work_configured": "function, grid",
+    "work_listed": "function, grid",
+    "work_graph": "graph",
+    "work_set": "bytes",
+    "work_copy": "bytes",
+    "work_copy2d": "bytes, unless one side is the host",
+    "work_copy3d": "bytes, unless one side is the host",
+    "work_copies": "bytes",
+    "work_batch": "number of operations",
+}
+
+
+def about(kind: str, details: list[str]) -> str:
+    """What an entry of the table says beyond its kind, for people."""
+    if kind == "launch":
+        return f"estimated by {KNOWN_BY[details[1].partition('(')[0]]}"
+    if kind in {"call", "nvml"} or (kind == "pass" and details[0] != "DRIVER"):
+        return f"`{details[0]}`"
+    return ""
+
+
+def markdown(table: str) -> str:
+    lines = [
+        "# Calls that xCUDA stands in front of",
+        "",
+        "Written by `make -C xcuda-preload reference` from the table that the library is built from,",
+        "[`hooks.table`](../../xcuda-preload/src/hooks.table). Calls that are not here go to the driver as if the",
+        "library were not there; why each of those needs no hook is written in",
+        "[`test_exports.py`](../../xcuda-preload/tests/test_exports.py).",
+        "",
+        "| Kind | In a job, a call | In an online process, it |",
+        "| --- | --- | --- |",
+        *(f"| `{kind}` | {what} | {IN_AN_ONLINE_PROCESS.get(kind, '')} |" for kind, what in IN_A_JOB.items()),
+    ]
+    for line in table.splitlines():
+        if line.startswith("# ----"):
+            title = line.removeprefix("# ---- ")
+            lines += ["", f"## {title[0].upper()}{title[1:]}", "", "| Calls | Kind | |", "| --- | --- | --- |"]
+        elif line.strip() and not line.startswith("#"):
+            kind, names, *rest = (field.strip() for field in line.split("|"))
+            first, *suffixes = (name.strip() for name in names.split(","))
+            calls = " ".join(f"`{first}{suffix}`" for suffix in ("", *suffixes))
+            lines.append(f"| {calls} | `{kind}` | {about(kind, rest[1:])} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--markdown"]:
+        sys.stdout.write(markdown(Path(arguments[1]).read_text()))
+        return
     if arguments[:1] == ["--names"]:
         hooks = read(Path(arguments[1]))
         sys.stdout.writelines(f"{index} {hook.name}\n" for index, hook in enumerate(hooks) if hook.kind != "libc")

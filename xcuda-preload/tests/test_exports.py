@@ -164,6 +164,13 @@ def test_the_library_needs_nothing_but_the_c_library(library: Path) -> None:
     }
 
 
+def test_the_page_about_hooks_is_what_the_table_says() -> None:
+    script = _TABLE.with_name("hooks.py")
+    written = subprocess.run(["python3", script, "--markdown", _TABLE], check=True, capture_output=True, text=True)
+    page = _TABLE.parents[2] / "docs" / "reference" / "xcuda-hooks.md"
+    assert page.read_text() == written.stdout, "make -C xcuda-preload reference"
+
+
 @pytest.mark.parametrize("name", ["cuLaunchKernel", "cuMemAlloc_v2", "cuGetProcAddress_v2"])
 def test_an_index_of_the_table_is_found_by_its_name(name: str) -> None:
     script = _TABLE.with_name("hooks.py")
