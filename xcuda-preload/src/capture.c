@@ -47,17 +47,22 @@ static void hold_if_closed(void) {
         clock_doze(1000000);
 }
 
-/* From here on nobody looks at a stream without asking first; who was looking has finished when
- * his lane can be held. */
+/* No stream that is captured has an open group. */
+static void end_groups_in(CUstream stream) {
+    int mode = capture_relax();
+    if (!is_captured(stream))
+        lane_each_in(stream, close_in, stream);
+    capture_restore(mode);
+}
+
+/* From here on nobody looks at a stream without asking first. */
 void begin_enter(CUstream stream) {
     if (!launch_gated())
         return;
     count(1);
     hold_if_closed();
-    int mode = capture_relax();
-    if (!is_captured(stream))
-        lane_each(close_in, stream, true);
-    capture_restore(mode);
+    lane_await_looks();
+    end_groups_in(stream);
 }
 
 CUresult begin_leave(CUstream stream, enum hook_index hook, CUresult result) {
@@ -68,6 +73,15 @@ CUresult begin_leave(CUstream stream, enum hook_index hook, CUresult result) {
         count(-1);
     job_note_result(hook, result);
     return result;
+}
+
+/* A stream that waits for an event of a capture is captured from then on. */
+CUresult on_stream_wait_event(enum hook_index hook, CUstream stream, CUevent event,
+                              unsigned int flags) {
+    bool own = hook == HOOK_cuStreamWaitEvent_ptsz;
+    if (launch_gated() && capture_any())
+        end_groups_in(stream_named(stream, own ? CU_STREAM_PER_THREAD : CU_STREAM_LEGACY));
+    return REAL_OF(hook, cuStreamWaitEvent)(stream, event, flags);
 }
 
 /* The end of a capture is told by the stream: the call can fail and end it all the same. */

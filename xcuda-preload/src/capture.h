@@ -7,6 +7,7 @@
 
 #include "gate.h"
 #include "hooks.h"
+#include "lane.h"
 
 /* Around the calls of the program that begin and end a capture. */
 void begin_enter(CUstream stream);
@@ -22,6 +23,13 @@ static inline bool capture_any(void) {
 
 /* Whether a launch into the stream is to be left to the driver as it is. */
 bool capture_covers(CUstream stream);
+
+/* Whether a mark or a question of ours may go to the stream of a lane that has an open group, and
+ * is held: streams that are captured, or may be in a moment, have none. */
+static inline bool capture_spares(const struct lane *lane) {
+    return !capture_any() || !lane->open ||
+           !capture_covers(atomic_load_explicit(&lane->stream, memory_order_relaxed));
+}
 
 /* Lets this thread make calls that might break captures elsewhere, but are known not to. Returns
  * the mode to be restored. */

@@ -197,6 +197,27 @@ void lane_each(void (*visit)(struct lane *lane, void *context), void *context, b
     }
 }
 
+void lane_each_in(CUstream stream, void (*visit)(struct lane *lane, void *context), void *context) {
+    unsigned count = atomic_load_explicit(&used_count, memory_order_acquire);
+    for (unsigned i = 0; i < count; i++) {
+        struct lane *lane = used[i];
+        if (atomic_load_explicit(&lane->stream, memory_order_relaxed) == stream &&
+            wait_to_hold(lane)) {
+            visit(lane, context);
+            lane_release(lane);
+        }
+    }
+}
+
+void lane_await_looks(void) {
+    unsigned count = atomic_load_explicit(&used_count, memory_order_acquire);
+    for (unsigned i = 0; i < count; i++) {
+        while (atomic_load(&used[i]->holder) != NULL && !atomic_load(&used[i]->in_driver) &&
+               !interrupted(used[i]))
+            clock_doze(50000);
+    }
+}
+
 void lane_forget_all(void) {
     pthread_mutex_init(&registry, NULL);
     unsigned count = atomic_load_explicit(&used_count, memory_order_relaxed);

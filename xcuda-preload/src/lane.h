@@ -83,6 +83,7 @@ struct lane {
     uint64_t works;                 /* sum of what they are known by: tells if all are alike */
 
     _Atomic(const struct thread *) holder; /* NULL: nobody */
+    _Atomic bool in_driver;                /* held, while the driver takes a launch */
     uint64_t life;                         /* changes with whose it is; 0: nobody's yet */
 
     /* Whose it is. Changes only while it is held, and idle. */
@@ -163,6 +164,13 @@ struct lane *lane_hold_known(CUstream stream);
 /* Calls `visit` with each lane in turn, held, of any thread; one that somebody else has is left
  * out, or waited for and given a new life. */
 void lane_each(void (*visit)(struct lane *lane, void *context), void *context, bool wait);
+
+/* The same with the lanes of one stream; others are not waited for. */
+void lane_each_in(CUstream stream, void (*visit)(struct lane *lane, void *context), void *context);
+
+/* Waits until whoever makes calls of ours with a lane in hand has let it go. Those whose launch is
+ * with the driver are not waited for: it may block for as long as the program likes. */
+void lane_await_looks(void);
 
 /* Forgets all lanes: in a child after fork. */
 void lane_forget_all(void);

@@ -69,15 +69,17 @@ struct wait {
 };
 
 static void look_after(struct lane *lane, void *now_ns) {
+    int mode = capture_relax();
     group_poll(lane, *(int64_t *)now_ns);
-    group_ask_if_quiet(lane, *(int64_t *)now_ns);
+    if (capture_spares(lane))
+        group_ask_if_quiet(lane, *(int64_t *)now_ns);
+    capture_restore(mode);
 }
 
 /* Sees what is complete in other lanes. With several contexts the current one is that of this
- * thread's lane, not of each of them: then it is left to the warden. While streams are captured,
- * none may be asked. */
+ * thread's lane, not of each of them: then it is left to the warden. */
 static void look_after_all(int64_t now_ns) {
-    if (!(atomic_load(&attention) & (ATTENTION_CONTEXTS | ATTENTION_CAPTURE)))
+    if (!(atomic_load(&attention) & ATTENTION_CONTEXTS))
         lane_each(look_after, &now_ns, false);
 }
 
@@ -89,8 +91,11 @@ static void close_own(void) {
         struct lane *lane = lane_try_own(i);
         if (lane == NULL)
             continue;
-        if (lane->open && lane->launches > 0 && group_room(lane, INT64_MAX, 0))
+        int mode = capture_relax();
+        if (lane->open && lane->launches > 0 && group_room(lane, INT64_MAX, 0) &&
+            capture_spares(lane))
             group_close(lane, now_ns);
+        capture_restore(mode);
         lane_release(lane);
     }
 }
@@ -110,7 +115,7 @@ static int64_t step_ns(struct wait *wait, int64_t due_in_ns) {
  * for this thread. */
 static void wait_for(struct wait *wait, enum hindrance why, int64_t due_in_ns) {
     int64_t before_ns = clock_now_ns();
-    if (wait->step_ns == 0 && !(atomic_load(&attention) & (ATTENTION_CONTEXTS | ATTENTION_CAPTURE)))
+    if (wait->step_ns == 0 && !(atomic_load(&attention) & ATTENTION_CONTEXTS))
         close_own();
     clock_doze(step_ns(wait, due_in_ns));
     warden_wake();
@@ -295,6 +300,7 @@ struct lane *launch_admit(CUstream as_named, CUstream if_null, uint64_t work) {
         capture_restore(mode);
         if (why == NOTHING && known) {
             lane_remember(lane, as_named);
+            atomic_store(&lane->in_driver, true);
             return lane;
         }
         lane_release(lane);
@@ -311,6 +317,7 @@ CUresult launch_failed(enum hook_index hook, CUresult result) {
 
 CUresult launch_settle(struct lane *lane, enum hook_index hook, CUresult result) {
     if (lane != NULL) {
+        atomic_store(&lane->in_driver, false);
         int mode = capture_relax();
         if (result != CUDA_SUCCESS)
             group_uncount(lane);

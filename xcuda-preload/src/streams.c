@@ -32,7 +32,7 @@ CUresult on_stream_destroy(enum hook_index hook, CUstream stream) {
         beacon_stream_ends(stream);
     if (launch_gated() && stream != NULL && !(capture_any() && capture_covers(stream))) {
         int mode = capture_relax();
-        lane_each(close_in, stream, true);
+        lane_each_in(stream, close_in, stream);
         capture_restore(mode);
     }
     return REAL_OF(hook, cuStreamDestroy)(stream);

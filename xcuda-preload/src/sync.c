@@ -9,12 +9,12 @@
 
 /* A group whose time is to be measured exactly ends here, before the thread waits for it. */
 void sync_enter(CUstream stream) {
-    if (!launch_gated() || stream == STREAM_ALL || capture_any())
+    if (!launch_gated() || stream == STREAM_ALL)
         return;
     struct lane *lane = lane_hold_known(stream);
     if (lane == NULL)
         return;
-    if (lane->open && lane->launches > 0 && lane->group.start != NULL)
+    if (lane->open && lane->launches > 0 && lane->group.start != NULL && !capture_any())
         group_close(lane, clock_now_ns());
     lane_release(lane);
 }
@@ -25,7 +25,8 @@ static void settle_stream(CUstream stream) {
     struct lane *lane = lane_hold_known(stream);
     if (lane == NULL)
         return;
-    group_all_complete(lane, clock_now_ns());
+    if (!capture_any())
+        group_all_complete(lane, clock_now_ns());
     lane_release(lane);
 }
 
@@ -36,9 +37,11 @@ static void settle_thread(void) {
         struct lane *lane = lane_try_own(i);
         if (lane == NULL)
             continue;
-        group_poll(lane, now_ns);
-        if (lane->count == 0 && !(atomic_load(&attention) & ATTENTION_CONTEXTS))
-            group_ask(lane, now_ns);
+        if (!capture_any()) {
+            group_poll(lane, now_ns);
+            if (lane->count == 0 && !(atomic_load(&attention) & ATTENTION_CONTEXTS))
+                group_ask(lane, now_ns);
+        }
         lane_release(lane);
     }
 }
@@ -48,9 +51,9 @@ CUresult sync_leave(CUstream stream, enum hook_index hook, CUresult result) {
         return result;
     if (result != CUDA_SUCCESS)
         job_note_result(hook, result);
-    else if (stream == STREAM_ALL && !capture_any())
+    else if (stream == STREAM_ALL)
         settle_thread();
-    else if (stream != STREAM_ALL && !capture_any())
+    else
         settle_stream(stream);
     return result;
 }

@@ -57,7 +57,7 @@ static void look_after(struct lane *lane, void *context) {
         round->current = lane->context;
     }
     group_poll(lane, round->now_ns);
-    if (!capture_any())
+    if (capture_spares(lane))
         group_ask_if_quiet(lane, round->now_ns);
     if (lane->open)
         group_report(lane);

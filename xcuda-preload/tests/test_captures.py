@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import GpuNode
+    from conftest import GpuNode, Node
 
 _BEGIN = """
 import threading
@@ -85,6 +85,93 @@ print(whole)
 """
     )
     assert told == "20\n"
+
+
+def test_streams_that_are_not_captured_go_on_at_full_speed_during_a_long_capture(gpu_node: GpuNode) -> None:
+    """More streams than the window has grants for: each must be looked after while another thread captures."""
+    process = gpu_node.python(
+        _BEGIN
+        + """
+streams = [stream() for _ in range(12)]
+def work(rounds):
+    for _ in range(rounds):
+        for where in streams:
+            launch(spin, 20_000, where)
+work(20)
+call("cuCtxSynchronize")
+begun, over = threading.Event(), threading.Event()
+def capture():
+    call("cuCtxSetCurrent", context)
+    call("cuStreamBeginCapture_v2", one, GLOBAL)
+    begun.set()
+    over.wait()
+    say(end()[0])
+thread = threading.Thread(target=capture)
+thread.start()
+begun.wait()
+say("captures")
+sys.stdin.readline()
+work(30)
+over.set()
+thread.join()
+"""
+    )
+    assert gpu_node.hear(process) == "captures"
+    before = gpu_node.slot_that(process.pid, lambda slot: slot.launches == 240)
+    gpu_node.tell(process)
+    assert process.communicate(timeout=30) == ("0\n", "")
+    after = gpu_node.slot(process.pid)
+    assert after is not None
+    assert after.launches == 600
+    assert after.throttled_ns < before.throttled_ns + 1_000_000_000  # by turns of 100 ms it would be several seconds
+
+
+def test_a_stream_that_joins_a_capture_may_have_launches_in_flight(gpu_node: GpuNode) -> None:
+    """It is captured from the moment in which it waits for the other one's event."""
+    program = (
+        _BEGIN
+        + """
+fork, join = c_void_p(), c_void_p()
+for event in (fork, join):
+    call("cuEventCreate", byref(event), c_uint(2))
+for round in range(30):
+    for i in range(5):
+        launch(spin, 20_000, other)
+    call("cuStreamBeginCapture_v2", one, GLOBAL)
+    call("cuEventRecord", fork, one)
+    call("cuStreamWaitEvent", other, fork, c_uint(0))
+    for i in range(20):
+        launch(spin, 1000, other, grid=i + 1)
+    call("cuEventRecord", join, other)
+    call("cuStreamWaitEvent", one, join, c_uint(0))
+    result, graph = end()
+    print(result, nodes(graph))
+call("cuCtxSynchronize")
+"""
+    )
+    assert gpu_node.output_of(program) == gpu_node.output_of(program, preload=False)
+
+
+def test_a_launch_in_a_capture_costs_the_question_whether_it_is_in_one_and_no_other_call(node: Node) -> None:
+    """The stub driver counts calls that ask, mark or wait. Launches before the capture leave a group open."""
+    told = node.output_of(
+        """
+        from driver import *
+        context = begin()
+        where, graph = stream(), c_void_p()
+        calls = cuda.stub_calls
+        kernel = c_void_p(1000)
+        for i in range(100):
+            launch(kernel, 0, where)
+        call("cuCtxSynchronize")
+        call("cuStreamBeginCapture_v2", where, 0)
+        before = calls()
+        for i in range(300):
+            launch(c_void_p(1000 + i % 7), 0, where, grid=i % 5 + 1)
+        print(calls() - before, result_of("cuStreamEndCapture", where, byref(graph)))
+        """
+    )
+    assert told == "300 0\n"
 
 
 def test_a_capture_is_not_held_up_at_a_frozen_gate(gpu_node: GpuNode) -> None:

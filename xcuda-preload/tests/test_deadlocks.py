@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from conftest import GpuNode
 
 _BEGIN = """
-import sys, threading
+import sys, threading, time
 from driver import *
 context = begin()
 spin, wait_for, set_word = functions("spin", "wait_for", "set")
@@ -142,6 +142,31 @@ def test_a_callback_that_needs_a_lock_of_the_thread_that_launches_gets_it(gpu_no
             for i in range(4):
                 launch(spin, 1000, one, grid=i + 1)
         call("cuCtxSynchronize")
+        say("done")
+        """,
+    )
+    _ends(process)
+
+
+_MEANWHILE = {
+    "destroys streams": 'call("cuStreamDestroy_v2", stream())',
+    "captures": 'call("cuStreamBeginCapture_v2", one, 2); call("cuStreamEndCapture", one, byref(c_void_p()))',
+}
+
+
+@pytest.mark.parametrize("what", _MEANWHILE)
+def test_a_thread_that_the_driver_keeps_does_not_hold_up_another_that(gpu_node: GpuNode, what: str) -> None:
+    """The driver keeps a copy that waits for a kernel; that waits for a launch; and that comes last."""
+    process = _start(
+        gpu_node,
+        f"""
+        launch(wait_for, words, c_void_p(1))
+        copying = thread(call, "cuMemcpy", c_uint64(words + 4096), c_uint64(words + 8192), c_size_t(4096))
+        until = time.monotonic() + 0.4
+        while time.monotonic() < until:
+            {_MEANWHILE[what]}
+        launch(set_word, words, other)
+        copying.join()
         say("done")
         """,
     )
