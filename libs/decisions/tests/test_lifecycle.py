@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from muxflow.contracts import (
     ExitStatus,
+    GpuError,
     GpuRequest,
     JobCancelled,
     JobFailed,
@@ -190,6 +191,30 @@ def test_exit_code_0_of_a_job_that_was_asked_to_stop_is_no_success() -> None:
     assert outcome.record.state is JobState.PENDING
     assert (outcome.record.evictions, outcome.record.failures) == (1, 0)
     assert outcome.record.not_before_ns == 0
+
+
+@pytest.mark.parametrize("how", [{"signal": "SIGKILL"}, {"code": 0}, {"lost": True}])
+def test_a_job_that_was_stopped_for_a_breach_has_failed_with_the_reason_whatever_retries_it_has(
+    how: dict[str, Any],
+) -> None:
+    outcome = act(running(), exited(stopped_by=StopCause.BREACH, stop_reason="it uses 9.3 GiB", **how))
+    assert outcome.record.state is JobState.FAILED
+    assert (outcome.record.failures, outcome.record.evictions, outcome.record.losses) == (1, 0, 0)
+    assert outcome.record.reason.endswith("it uses 9.3 GiB; it is not tried again")
+    assert isinstance(announced(outcome), JobFailed)
+
+
+def test_a_cancelled_job_that_broke_a_rule_is_cancelled() -> None:
+    outcome = act(running(), Cancel(), exited(signal="SIGKILL", stopped_by=StopCause.BREACH, stop_reason="why"))
+    assert outcome.record.state is JobState.CANCELLED
+
+
+def test_a_sticky_cuda_error_stands_in_the_reason() -> None:
+    error = GpuError(code=700, name="CUDA_ERROR_ILLEGAL_ADDRESS", call="cuStreamSynchronize")
+    outcome = act(running(), exited(code=1, gpu_error=error))
+    assert outcome.record.reason == (
+        "exit code 1, after cuStreamSynchronize gave CUDA_ERROR_ILLEGAL_ADDRESS (700); it will be tried again"
+    )
 
 
 def test_a_failure_waits_twice_as_long_each_time_and_the_last_one_ends_the_job() -> None:

@@ -114,7 +114,7 @@ class DeviceFault(Event, frozen=True, kw_only=True):
 
 
 class EvictionAlert(Event, frozen=True, kw_only=True):
-    """An offline job was put off a GPU because the online side needed it."""
+    """An offline job was put off a GPU: the online side needed it, or the job broke a rule that protects that side."""
 
     node: str
     gpu: str
@@ -122,6 +122,8 @@ class EvictionAlert(Event, frozen=True, kw_only=True):
     job: str
     attempt: Count
     cause: str
+    breach: bool = False
+    """It broke a rule: the job fails."""
     workload: str | None = None
     """The online workload that was protected."""
     before: GpuSample | None = None

@@ -127,6 +127,26 @@ class StopCause(StrEnum):
     """The node lost touch with the bus for longer than its lease."""
     SHUTDOWN = "shutdown"
     """The node's executor was told to drain."""
+    BREACH = "breach"
+    """It broke a rule that protects the online side, and would again: the job has failed."""
+
+
+class GpuError(msgspec.Struct, frozen=True, kw_only=True):
+    """A CUDA error after which every call of a process fails, as the process told it."""
+
+    code: Count
+    """The CUresult."""
+    name: str
+    """Such as ``CUDA_ERROR_ILLEGAL_ADDRESS``."""
+    call: str = ""
+    """The first call that gave it; empty when that is not known. What caused it may have been an earlier one."""
+    pid: Count = 0
+    time_ns: TimeNs = 0
+    """When it was given; 0 when that is not known."""
+
+    def describe(self) -> str:
+        """Say what happened, in a few words."""
+        return f"{self.call or 'a call'} gave {self.name} ({self.code})"
 
 
 class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +164,10 @@ class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
     """True when nobody saw the exit (the shim was killed, the node rebooted): code and signal are unknown."""
     stopped_by: StopCause | None = None
     """Set when MuxFlow had asked it to stop before it ended; exit code 0 is then no proof of completed work."""
+    stop_reason: str | None = None
+    """Why MuxFlow asked, in words for people; null when it did not, or did not say."""
+    gpu_error: GpuError | None = None
+    """The first of its processes' sticky CUDA errors; null when there was none, or nobody saw it."""
 
     @property
     def succeeded(self) -> bool:
@@ -154,6 +178,14 @@ class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
         """Say in a few words how it ended."""
         if self.error is not None:
             return self.error
+        words = self._how()
+        if self.gpu_error is not None:
+            words = f"{words}, after {self.gpu_error.describe()}"
+        if self.stopped_by is StopCause.BREACH and self.stop_reason:
+            words = f"{words}: {self.stop_reason}"
+        return words
+
+    def _how(self) -> str:
         if self.lost:
             return "exit status lost"
         by = f", stopped by {self.stopped_by.value}" if self.stopped_by else ""
@@ -272,7 +304,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Whether its profile is known, or has been given up."""
     cancel_requested: bool = False
     failures: Count = 0
-    """Attempts that failed by themselves; more than `spec.retries` ends the job."""
+    """Attempts that failed by themselves, or were stopped for a breach; more than `spec.retries` ends the job."""
     losses: Count = 0
     """Attempts whose end nobody saw; more than a set number ends the job."""
     evictions: Count = 0

@@ -33,6 +33,7 @@ REQUIRED: Final = {
     "EvictRequest": "node gpu",
     "EvictionAlert": "node gpu tenant job attempt cause",
     "Gpu": "uuid kind memory_bytes",
+    "GpuError": "code name",
     "GpuDecision": "node gpu term generation",
     "GpuRequest": "memory_bytes",
     "GpuSample": "gpu",

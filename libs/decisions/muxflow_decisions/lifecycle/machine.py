@@ -7,6 +7,8 @@ What it holds on to:
 - Facts about any other attempt, and about jobs that have ended, change nothing. So duplicates and reordering do not
   either: an exit may come before its start, or while the record still says *assigned*.
 - A program that ended by itself with code 0 has finished, whatever else was wanted at that moment.
+- A job that MuxFlow stopped for a breach has failed, whatever retries it has left: the same program would do the same
+  again, beside an online service that was promised that it does not.
 - A lost node is the platform's fault and is counted nowhere. An exit that nobody saw on a node that lives
   (`ExitStatus.lost`) counts as a loss: the job itself may have brought its shim down, and would do so for ever.
 """
@@ -29,6 +31,7 @@ from muxflow.contracts import (
     RunEvicted,
     RunExited,
     RunStarted,
+    StopCause,
     Transition,
 )
 from muxflow_decisions.lifecycle import stimuli
@@ -276,22 +279,30 @@ def _exited(step: _Step, fact: RunExited, placement: Placement) -> Outcome:
         return _left(over.to(JobState.FINISHED, f"{how} on {placement.node}"), placement)
     if record.cancel_requested:
         return _left(over.to(JobState.CANCELLED, record.reason), placement)
+    if status.stopped_by is StopCause.BREACH:
+        return _left(over.to(JobState.FAILED, f"{how}; it is not tried again"), placement)
     if status.stopped_by is not None:
         return _left(over.to(JobState.PENDING, f"back in the queue: {how}"), placement)
     return _failed(over, status, placement)
 
 
 def _bounded(status: ExitStatus) -> ExitStatus:
-    return status if status.error is None else replace(status, error=shortened(status.error))
+    """Cut the texts that a node may send at any length."""
+    error, reason = status.error, status.stop_reason
+    return replace(
+        status,
+        error=None if error is None else shortened(error),
+        stop_reason=None if reason is None else shortened(reason),
+    )
 
 
 def _counted(record: JobRecord, status: ExitStatus) -> dict[str, int]:
     """Add to the one counter that an exit belongs to."""
     if status.succeeded:
         return {}
-    if status.stopped_by is not None:
+    if status.stopped_by not in (None, StopCause.BREACH):
         return {"evictions": record.evictions + 1}
-    if status.lost:
+    if status.lost and status.stopped_by is None:
         return {"losses": record.losses + 1}
     return {"failures": record.failures + 1}
 
