@@ -127,6 +127,22 @@ def test_a_job_that_does_not_save_in_time_is_terminated() -> None:
     assert attempt.steps[-1] == "terminate"
 
 
+def test_a_job_that_broke_a_rule_is_disconnected_before_any_signal_and_killed_as_soon_as_it_is() -> None:
+    attempt = begun(StopCause.BREACH, **SAVING)
+    assert attempt.steps == ["freeze", "disconnect"]
+    assert attempt.done[-1] == TerminateClient()
+    assert {item.gate.state for item in attempt.done if isinstance(item, SetJobGate)} == {GateState.FROZEN}
+    assert attempt.give(Disconnected(), after_s=0.01).instructions[-1] == Kill()
+
+
+@pytest.mark.parametrize("facts", [SAVING, {}])
+def test_a_job_that_breaks_a_rule_while_it_stops_is_disconnected_at_once(facts: dict[str, Any]) -> None:
+    attempt = begun(**facts)
+    attempt.give(Begin(cause=StopCause.BREACH), after_s=1)
+    assert attempt.stop.step is Step.DISCONNECT
+    assert attempt.stop.kill_ns == START + 3 * SECOND
+
+
 def test_nothing_trickles_in_a_hard_stop() -> None:
     attempt = begun(hard=True, **{key: value for key, value in SAVING.items() if key != "stop_grace_s"})
     assert {item.gate.state for item in attempt.done if isinstance(item, SetJobGate)} == {GateState.FROZEN}
@@ -277,7 +293,9 @@ def test_in_any_order_of_events_nothing_is_killed_before_mps_was_asked_and_no_ga
     for once in (AskCheckpoint, Terminate, TerminateClient):
         assert kinds.count(once) <= 1
     if Kill in kinds:
-        assert kinds.index(Terminate) < kinds.index(TerminateClient) < kinds.index(Kill)
+        assert kinds.index(TerminateClient) < kinds.index(Kill)
+    if Terminate in kinds and TerminateClient in kinds:
+        assert kinds.index(Terminate) < kinds.index(TerminateClient)
     if Terminate in kinds and AskCheckpoint in kinds:
         assert kinds.index(AskCheckpoint) < kinds.index(Terminate)
 

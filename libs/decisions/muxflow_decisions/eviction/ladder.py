@@ -3,6 +3,9 @@
     freeze → checkpoint → terminate → disconnect → kill → ended
              only if there is something to save and time for it
 
+A job that broke a rule goes from *freeze* to *disconnect*: a process without xCUDA obeys no gate and drains nothing, so
+that SIGTERM would do to its neighbours what SIGKILL does.
+
 Each step has a deadline, and the end of the whole is known from the start. A client of MPS that is killed with work in
 flight takes its neighbours down, so nothing is killed before MPS was asked to disconnect it (`terminate_client`).
 """
@@ -218,7 +221,7 @@ def longest_s(begin: Begin, policy: LadderPolicy) -> float:
 
 def _save_s(begin: Begin, policy: LadderPolicy) -> float:
     """Time to save the job's state; 0 if there is none for it."""
-    hurried = begin.hard or begin.cause is StopCause.LEASE
+    hurried = begin.hard or begin.cause in (StopCause.LEASE, StopCause.BREACH)
     if hurried or not (begin.has_checkpoint and begin.handles_signal):
         return 0.0
     return min(begin.checkpoint_grace_s, policy.checkpoint_longest_s)
@@ -226,6 +229,8 @@ def _save_s(begin: Begin, policy: LadderPolicy) -> float:
 
 def _grace_s(begin: Begin, policy: LadderPolicy) -> float:
     """Time to obey SIGTERM."""
+    if begin.cause is StopCause.BREACH:
+        return 0.0
     bounds = [begin.stop_grace_s, policy.stop_longest_s]
     if begin.hard:
         bounds.append(policy.hard_grace_s)
@@ -261,7 +266,9 @@ class _Climb:
         )
         self.instructions.append(SetJobGate(gate=FROZEN, phase=JobPhase.RUN, deadline_ns=None))
         self._tell(Step.FREEZE, begin.cause.value)
-        if save_s:
+        if begin.cause is StopCause.BREACH:
+            self._disconnect("it may be past its gate")
+        elif save_s:
             self._to(Step.CHECKPOINT, self._in(save_s), "asked to save")
             self._set_gate()
             self.instructions.append(AskCheckpoint())
@@ -276,6 +283,9 @@ class _Climb:
         self.stop = replace(before, hard=hard, lease=lease, grace_s=grace_s)
         end_ns = min(before.kill_ns, self._in(grace_s + _disconnect_s(self._policy, lease=lease)))
         match before.step:
+            case Step.CHECKPOINT | Step.TERMINATE if begin.cause is StopCause.BREACH:
+                self.stop = replace(self.stop, kill_ns=end_ns)
+                self._disconnect("it may be past its gate")
             case Step.CHECKPOINT if hard or lease:
                 self._terminate("no time left to save")
             case Step.TERMINATE:
