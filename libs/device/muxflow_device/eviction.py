@@ -35,8 +35,10 @@ _Name = Annotated[str, Meta(min_length=1, max_length=256)]
 _Text = Annotated[str, Meta(max_length=4096)]
 
 
-class EvictOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Stop offline attempts on one GPU."""
+class EvictOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Stop offline attempts on one GPU. What is as ever is left out: an executor that is older refuses a field that it
+    does not know, and shall obey all the same while a node is upgraded.
+    """
 
     gpu: _Name
     attempts: tuple[Attempt, ...] | None = None
@@ -45,6 +47,8 @@ class EvictOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Why, in words for people; becomes the reason of the attempts' `evicted` facts."""
     hard: bool = False
     """There is no time for a checkpoint, and nothing may trickle."""
+    breach: bool = False
+    """They have broken a rule: their jobs fail."""
     workload: _Text | None = None
     """The online workload that is protected, if one is known."""
     decided_ns: TimeNs

@@ -4,6 +4,7 @@
 
     <run>/devices/<GPU UUID>/device     device page, written by the monitor
     <run>/devices/<GPU UUID>/beacon     beacon page, created by the monitor, slots written by online processes
+    <run>/devices/<GPU UUID>/breaches   attempts that have broken a rule, written by the monitor for the evictor
     <run>/devices/<GPU UUID>/mps/       CUDA_MPS_PIPE_DIRECTORY of the GPU's control daemon
     <run>/devices/<GPU UUID>/mps-log/   CUDA_MPS_LOG_DIRECTORY
     <run>/jobs/<attempt>/control        job control, written by the executor
@@ -106,6 +107,10 @@ class DeviceDirectory:
     @property
     def beacon_page(self) -> Path:
         return self.path / "beacon"
+
+    @property
+    def breaches(self) -> Path:
+        return self.path / "breaches"
 
     @property
     def mps_pipe(self) -> Path:

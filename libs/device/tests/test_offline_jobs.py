@@ -6,13 +6,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from muxflow.contracts import Attempt
 from muxflow_decisions.device import Gate, GateState, JobPhase
-from muxflow_device.attribution.jobs import OfflineJob, OfflineJobs, job_memory_bytes, memory_bytes
+from muxflow_device.attribution.jobs import OfflineJob, OfflineJobs, job_memory_bytes, memory_bytes, residents_of
 from muxflow_device.attribution.processes import Crowd, Process, Side
 from muxflow_device.pages import JobControlWriter, JobLimits, JobOrder, JobPage, JobUsage, ProcessSlot
+from muxflow_device.processes import owner_of
 from muxflow_device.rundir import JobDirectory, RunDirectory
 
 OURS, OTHER = "GPU-ours", "GPU-other"
@@ -107,6 +109,39 @@ def test_a_jobs_memory_is_what_its_slots_say_or_nvml_if_that_is_more() -> None:
     assert [job_memory_bytes(each, crowd) for each in (first, second)] == [140, 7]
     assert [job_memory_bytes(each, None) for each in (first, second)] == [110, 7]
     assert memory_bytes([first, second], crowd) == 147
+
+
+def resident(pid: int, job: str = "a.b.1") -> Process:
+    return Process(pid=pid, name="p", side=Side.OFFLINE, memory_bytes=1, owner=owner_of(pid), job=job)
+
+
+def held(job: OfflineJob, *pids: int) -> list[bool]:
+    """Whether xCUDA is in these processes of the job, as far as is known."""
+    return [each.held for each in residents_of(job, Crowd(tuple(resident(pid) for pid in pids)))]
+
+
+def usage(*processes: ProcessSlot, problems: tuple[str, ...] = ()) -> OfflineJob:
+    counters = dict.fromkeys(("launches", "busy_ns", "throttled_ns", "frozen_ns", "refused_bytes"), 0)
+    return OfflineJob(name="a.b.1", usage=JobUsage(processes=processes, ended=(), problems=problems, **counters))
+
+
+def test_a_process_of_a_job_without_a_slot_is_not_held_unless_nobody_can_tell() -> None:
+    us, parent = os.getpid(), os.getppid()
+    ours = msgspec.structs.replace(slot(us, 0), owner=owner_of(us))
+    assert held(usage(ours), us, parent) == [True, False]
+    assert held(usage(problems=("the page was cut",)), parent) == [True]
+    full = [msgspec.structs.replace(ours, owner=owner) for owner in range(1, 65)]
+    assert held(usage(*full), parent) == [True]
+
+
+def test_a_process_that_has_ended_is_no_resident_though_nvml_lists_it() -> None:
+    gone = Process(pid=2**22 + 1, name="p", side=Side.OFFLINE, memory_bytes=1, owner=2**40 + 2**22 + 1, job="a.b.1")
+    assert residents_of(usage(), Crowd((gone,))) == ()
+
+
+def test_nobody_is_a_resident_of_another_job() -> None:
+    assert residents_of(usage(), Crowd((resident(os.getpid(), "a.c.1"),))) == ()
+    assert residents_of(usage(), None) == ()
 
 
 def test_a_node_without_a_run_directory_has_no_jobs(tmp_path: Path) -> None:

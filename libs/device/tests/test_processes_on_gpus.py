@@ -5,10 +5,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from muxflow_device.attribution.processes import Crowd, ProcessTable, Side
+from muxflow_device.processes import owner_of
 from muxflow_device.readings.look import GpuProcess
 
 
@@ -57,6 +59,39 @@ def test_a_child_without_the_mark_is_offline_because_its_parent_is(table: Proces
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert side(sort(table, pid), pid) is Side.OFFLINE
+
+
+SHIM = """
+import ctypes, os, sys
+os.chdir(sys.argv[1])
+ctypes.CDLL(None).prctl(15, b"muxflow-shim", 0, 0, 0)
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+if os.fork() == 0:
+    if os.fork() == 0:
+        program = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+        os.execve(sys.executable, [sys.executable, "-I", "-S", "-c", program], {})
+    os._exit(0)
+os.wait()
+sys.stdin.read()
+os.wait()
+"""
+"""As the executor's shim: below it a program that has cleared its environment, and has no other parent any more."""
+
+
+def test_a_process_below_a_shim_is_its_attempts_whatever_it_has_done_to_its_environment(
+    table: ProcessTable, tmp_path: Path
+) -> None:
+    attempt = tmp_path / "default.train.1"
+    attempt.mkdir()
+    command = [sys.executable, "-I", "-S", "-c", SHIM, str(attempt)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as shim:
+        assert shim.stdout is not None
+        pid = int(shim.stdout.readline())
+        (process,) = sort(table, pid).processes
+        assert (process.side, process.job, process.owner) == (Side.OFFLINE, "default.train.1", owner_of(pid))
+        shim.communicate()
+    (stranger,) = sort(table, os.getpid()).processes
+    assert stranger.job is None
 
 
 def test_the_declared_workload_is_known_by_its_command_line(table: ProcessTable) -> None:

@@ -7,6 +7,7 @@ import time
 from muxflow.contracts import Attempt
 from muxflow.contracts.devices import GpuSample
 from muxflow_decisions.eviction import EvictionPolicy, order
+from muxflow_device.breaches import Breaches, Broken
 from muxflow_device.pages import DevicePage, DeviceView, JobControl, PageError
 from muxflow_device.rundir import DeviceDirectory, RunDirectory
 
@@ -19,6 +20,8 @@ class WatchedDevice:
     def __init__(self, directory: DeviceDirectory, policy: EvictionPolicy) -> None:
         self.gpu = directory.uuid
         self._page = DevicePage(directory)
+        self._breaches = Breaches(directory)
+        self._told: frozenset[Broken] = frozenset()
         self._policy = policy
         self._memory = order.OrderMemory()
         self.view = self._page.look()
@@ -39,6 +42,13 @@ class WatchedDevice:
             fresh=self.view.fresh,
         )
         return self._advance(order.Look(sight=sight)).order
+
+    def new_breaches(self) -> tuple[Broken, ...]:
+        """Give the attempts that have broken a rule, each once. What a dead monitor found is as true as before."""
+        found = self._breaches.look()
+        new = tuple(broken for broken in found if broken not in self._told)
+        self._told = frozenset(found)
+        return new
 
     def answered(self, answer: order.CarriedOut | order.Failed) -> None:
         """Take in what became of an order."""

@@ -25,6 +25,7 @@ class Eviction(msgspec.Struct, frozen=True, kw_only=True):
     attempt: Attempt
     cause: str
     hard: bool
+    breach: bool = False
     workload: str | None
     before: GpuSample | None
     decided_ns: TimeNs
@@ -46,6 +47,7 @@ class Eviction(msgspec.Struct, frozen=True, kw_only=True):
             job=self.attempt.job,
             attempt=self.attempt.attempt,
             cause=self.cause,
+            breach=self.breach,
             workload=self.workload,
             before=self.before,
             decided_ns=self.decided_ns,

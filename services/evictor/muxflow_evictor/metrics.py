@@ -13,6 +13,9 @@ class EvictorMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self.orders = Counter("muxflow_evictor_orders", "Orders to clear a device.", ["gpu"], registry=registry)
+        self.breaches = Counter(
+            "muxflow_evictor_breaches", "Orders to stop a job that broke a rule.", ["gpu"], registry=registry
+        )
         self.duration = Histogram(
             "muxflow_evictor_eviction_seconds",
             "Time from a decision to the last process gone.",

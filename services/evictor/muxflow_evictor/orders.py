@@ -77,6 +77,7 @@ class Orders:
                 attempts=(eviction.attempt,),
                 cause=eviction.cause,
                 hard=eviction.hard,
+                breach=eviction.breach,
                 workload=eviction.workload,
                 decided_ns=eviction.decided_ns,
             )
@@ -140,6 +141,7 @@ class Orders:
             attempt=attempt,
             cause=order.cause,
             hard=order.hard,
+            breach=order.breach,
             workload=order.workload,
             before=before,
             decided_ns=order.decided_ns,

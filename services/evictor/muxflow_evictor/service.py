@@ -19,6 +19,7 @@ from muxflow.contracts.nodes import OnlineState
 from muxflow.health import Health
 from muxflow.service import CannotStart, Service
 from muxflow_decisions.eviction import order
+from muxflow_device.breaches import Broken
 from muxflow_device.eviction import EvictOrder
 from muxflow_device.rundir import RunDirectory
 from muxflow_evictor.device import WatchedDevice, attempts_on, sample_of
@@ -122,6 +123,8 @@ class Evictor(Service[EvictorSettings]):
                 wanted = device.look()
                 if wanted is not None:
                     self._spawn(self._clear(device, wanted))
+                for broken in device.new_breaches():
+                    self._spawn(self._stop_one(device, broken))
             async with self._looked:
                 self._looked.notify_all()
             with contextlib.suppress(TimeoutError):
@@ -175,6 +178,23 @@ class Evictor(Service[EvictorSettings]):
         done = await self._orders.carry_out(decision, before=before, here=here)
         answer = order.CarriedOut(epoch=wanted.epoch) if done else order.Failed(epoch=wanted.epoch)
         device.answered(answer)
+
+    async def _stop_one(self, device: WatchedDevice, broken: Broken) -> None:
+        """Have one attempt stopped that has broken a rule. It may be past all gates: there is no time to save.
+
+        People are told once the executor obeys: an attempt that has gone meanwhile is no news.
+        """
+        decision = EvictOrder(
+            gpu=device.gpu,
+            attempts=(broken.attempt,),
+            cause=broken.cause,
+            hard=True,
+            breach=True,
+            decided_ns=broken.decided_ns,
+        )
+        self._metrics.breaches.labels(device.gpu).inc()
+        self.log.warning("stopping a job", gpu=device.gpu, attempt=str(broken.attempt), reason=broken.cause)
+        await self._orders.carry_out(decision, before=sample_of(device.gpu, device.view), here=())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self.spawn(work, name="eviction")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,6 +15,7 @@ from muxflow.bus.embedded import free_port
 from muxflow.contracts import Attempt, DeviceCondition, ExitStatus, Role
 from muxflow.contracts.catalogue import ONLINE_STATE
 from muxflow.contracts.nodes import OnlineState
+from muxflow_device.breaches import Broken, write_breaches
 from world import Service
 
 HARD = "memory: 12 MiB free, less than the reserve of 256 MiB"
@@ -60,6 +62,32 @@ async def test_disabled_device_is_cleared(node: EvictingNode) -> None:
     await node.start_evictor()
     node.monitor.say(DeviceCondition.DISABLED, "by an operator: new cooling")
     assert (await node.alert(2))[0].cause == "by an operator: new cooling"
+
+
+async def test_job_that_broke_a_rule_is_stopped_alone_and_once(node: EvictingNode) -> None:
+    other = Attempt(tenant="default", job="other", attempt=1)
+    for attempt in (JOB, other):
+        node.executor.start_job(attempt)
+    await node.start_evictor()
+    decided_ns = time.time_ns()
+    broken = Broken(attempt=JOB, cause="it uses 9.3 GiB", decided_ns=decided_ns)
+    write_breaches(node.run.device(GPU), [broken])
+    order = await node.executor.ordered()
+    assert (order.attempts, order.breach, order.hard, order.decided_ns) == ((JOB,), True, True, decided_ns)
+    begun, over = (await node.alert(1))[0], (await node.alert(2))[0]
+    assert (begun.job, begun.breach, begun.cause) == ("train", True, "it uses 9.3 GiB")
+    assert over.total_ms is not None
+    write_breaches(node.run.device(GPU), [broken, Broken(attempt=other, cause="so does it", decided_ns=decided_ns)])
+    assert (await node.executor.ordered(2)).attempts == (other,)
+    assert len(node.executor.orders) == 2
+
+
+async def test_evictor_that_starts_after_a_breach_tells_nobody_of_a_job_that_has_gone(node: EvictingNode) -> None:
+    write_breaches(node.run.device(GPU), [Broken(attempt=JOB, cause="it used 9.3 GiB", decided_ns=time.time_ns())])
+    await node.start_evictor()
+    await node.executor.ordered()
+    await node.logged("order carried out")
+    assert node.alerts == []
 
 
 async def test_alert_of_the_decision_names_the_online_workload(node: EvictingNode) -> None:

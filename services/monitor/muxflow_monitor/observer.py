@@ -9,8 +9,9 @@ import msgspec
 import structlog
 
 from muxflow_decisions.device import Readings
+from muxflow_decisions.device.conduct import JobSight
 from muxflow_device.attribution.busy import BusyMeter
-from muxflow_device.attribution.jobs import OfflineJob, OfflineJobs, memory_bytes, worst_inflation
+from muxflow_device.attribution.jobs import OfflineJob, OfflineJobs, memory_bytes, residents_of, worst_inflation
 from muxflow_device.attribution.online import OnlineMeter
 from muxflow_device.attribution.processes import Crowd, ProcessTable, Side
 from muxflow_device.nvml import Nvml
@@ -34,6 +35,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the GPU has MPS clients."""
     jobs: tuple[OfflineJob, ...] = ()
     """Attempts on the GPU, with what their pages say."""
+    conduct: tuple[JobSight, ...] = ()
+    """The same, with their processes as the driver tells of them."""
 
 
 class Observer:
@@ -106,7 +109,11 @@ class Observer:
             online_beacons=beacons,
             slo_ratio=self._slo_ratio(self._workload.name) if self._workload is not None else None,
         )
-        return Sight(readings=readings, crowd=self._crowd, shared=look.shared, jobs=jobs)
+        conduct = tuple(
+            JobSight(job=job.name, quota_bytes=job.quota_bytes, residents=residents_of(job, self._crowd))
+            for job in jobs
+        )
+        return Sight(readings=readings, crowd=self._crowd, shared=look.shared, jobs=jobs, conduct=conduct)
 
     @property
     def failing(self) -> set[str]:

@@ -28,6 +28,7 @@ from muxflow_device.nvml import Nvml, NvmlUnavailable
 from muxflow_device.pages import DevicePageWriter, PageError
 from muxflow_device.readings.rhythm import Rhythm
 from muxflow_device.rundir import DeviceDirectory, RunDirectory
+from muxflow_monitor.conduct import Conduct
 from muxflow_monitor.declared import Declared
 from muxflow_monitor.memory import DeviceMemories, Kept
 from muxflow_monitor.metrics import MonitorMetrics
@@ -179,6 +180,7 @@ class Monitor(Service[MonitorSettings]):
                 beacon_obeyed=self._section.beacon_holdoff_us > 0,
             ),
             page=Page(lambda: self._page(directory, gpu)),
+            conduct=Conduct(directory, self._section.conduct),
             rhythm=Rhythm(period_ms=self._section.period_ms, part=part),
             policy=self._section.policy,
             tell_again_s=self._section.tell_again_s,

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from muxflow.settings import Settings
 from muxflow_decisions.device import DevicePolicy
+from muxflow_decisions.device.conduct import ConductPolicy
 
 
 class OnlineWorkload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +50,8 @@ class MonitorSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tell_again_s: Annotated[float, Meta(ge=1, le=43_200)] = 21_600
     """A device's state that lasts is told again after this, with the same epoch: the bus forgets what is a week old."""
     policy: DevicePolicy = DevicePolicy()
+    conduct: ConductPolicy = ConductPolicy()
+    """When a job is stopped for what it does past xCUDA."""
     online: dict[str, OnlineWorkload] = {}
     """Online workloads by name; those of ``online.toml`` come beside them, and replace one of the same name."""
 

@@ -39,6 +39,7 @@ from muxflow_device.faults import Reach, describe
 from muxflow_device.nvml import VERSION_MISMATCH, Nvml, NvmlUnavailable, Trouble
 from muxflow_device.readings.reader import GpuAway
 from muxflow_device.readings.rhythm import Rhythm
+from muxflow_monitor.conduct import Conduct
 from muxflow_monitor.metrics import GpuMetrics
 from muxflow_monitor.observer import Observer, Sight
 from muxflow_monitor.page import Page
@@ -102,6 +103,7 @@ class DeviceWatch:
         nvml: Nvml,
         observer: Observer,
         page: Page,
+        conduct: Conduct,
         rhythm: Rhythm,
         policy: DevicePolicy,
         tell_again_s: float,
@@ -120,6 +122,7 @@ class DeviceWatch:
         self._nvml = nvml
         self._observer = observer
         self._page = page
+        self._conduct = conduct
         self._rhythm = rhythm
         self._policy = policy
         self._metrics = metrics
@@ -242,6 +245,7 @@ class DeviceWatch:
         if readings.throttle_reasons is not None:
             self._note_slowdown(readings.throttle_reasons)
         self._advance(Read(readings=readings), sight)
+        self._conduct.take(sight.conduct, now_ns=readings.now_ns)
 
     def _advance(self, stimulus: Stimulus, sight: Sight | None = None, *, alerts: bool = True) -> None:
         """Let the machine decide, and do as it says: the gate first, then the words."""

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from muxflow.contracts import DeviceAlert, DeviceCondition, DeviceFault, DeviceState, Event, Gpu
 from muxflow_decisions.device import FROZEN, DeviceMemory, DevicePolicy, Readings
+from muxflow_decisions.device.conduct import ConductPolicy
 from muxflow_device.attribution.jobs import OfflineJob
 from muxflow_device.attribution.processes import Crowd
 from muxflow_device.nvml import VERSION_MISMATCH, NvmlUnavailable, Trouble
@@ -20,6 +21,7 @@ from muxflow_device.pages import DevicePage, DevicePageWriter, JobUsage
 from muxflow_device.readings.reader import GpuAway
 from muxflow_device.readings.rhythm import Rhythm
 from muxflow_device.rundir import RunDirectory
+from muxflow_monitor.conduct import Conduct
 from muxflow_monitor.metrics import MonitorMetrics
 from muxflow_monitor.observer import Observer, Sight
 from muxflow_monitor.page import Page
@@ -88,6 +90,7 @@ class Bench:
             nvml=self.driver,  # type: ignore[arg-type]  # renewed, and nothing else
             observer=self.driver,
             page=Page(lambda: DevicePageWriter(directory, uuid=GPU.uuid, stale_after_ms=300)),
+            conduct=Conduct(directory, ConductPolicy()),
             rhythm=Rhythm(period_ms=20),
             policy=POLICY,
             tell_again_s=3600.0,

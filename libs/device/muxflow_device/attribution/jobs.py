@@ -9,8 +9,11 @@ from typing import Final
 import msgspec
 import structlog
 
+from muxflow_decisions.device.conduct import Resident
 from muxflow_device.attribution.processes import Crowd, Side
 from muxflow_device.pages import JobControl, JobPage, JobUsage, PageError
+from muxflow_device.pages.layout import JOB_SLOTS
+from muxflow_device.processes import lives
 from muxflow_device.rundir import JobDirectory, RunDirectory
 
 log = structlog.get_logger()
@@ -25,6 +28,8 @@ class OfflineJob(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """Name of its directory."""
     usage: JobUsage
+    quota_bytes: int | None = None
+    """Device memory that it may use; null: no limit."""
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -40,6 +45,7 @@ class OfflineJobs:
         self._directory = os.fspath(run.path / "jobs")
         self._uuid = uuid
         self._pages: dict[str, JobPage] = {}
+        self._quotas: dict[str, int | None] = {}
         self._elsewhere: set[str] = set()
         self._listed_ns = -1
         self._waiting = True
@@ -48,7 +54,10 @@ class OfflineJobs:
     def look(self, now_ns: int) -> tuple[OfflineJob, ...]:
         """Read every page. `now_ns` is CLOCK_REALTIME, as files are stamped."""
         self._list(now_ns)
-        found = tuple(OfflineJob(name=name, usage=page.read()) for name, page in self._pages.items())
+        found = tuple(
+            OfflineJob(name=name, usage=page.read(), quota_bytes=self._quotas[name])
+            for name, page in self._pages.items()
+        )
         for job in found:
             if job.usage.problems and job.name not in self._doubted:
                 self._doubted.add(job.name)
@@ -74,6 +83,7 @@ class OfflineJobs:
         there = {directory.name: directory for directory in self._run.jobs()}
         for name in self._pages.keys() - there.keys():
             self._pages.pop(name).close()
+            del self._quotas[name]
         self._elsewhere &= there.keys()
         self._doubted &= there.keys()
         for name in there.keys() - self._pages.keys() - self._elsewhere:
@@ -81,10 +91,12 @@ class OfflineJobs:
 
     def _open(self, directory: JobDirectory) -> None:
         try:
-            if JobControl.read(directory.control_page).limits.gpu != self._uuid:
+            limits = JobControl.read(directory.control_page).limits
+            if limits.gpu != self._uuid:
                 self._elsewhere.add(directory.name)
                 return
             self._pages[directory.name] = JobPage(directory)
+            self._quotas[directory.name] = limits.quota_bytes
         except (PageError, OSError):
             self._waiting = True  # the executor is about to make it, or to remove it
 
@@ -108,6 +120,29 @@ def memory_bytes(jobs: Iterable[OfflineJob], crowd: Crowd | None) -> int:
 
 
 def job_memory_bytes(job: OfflineJob, crowd: Crowd | None) -> int:
-    """The same of one job, and of its processes that have a slot alone: NVML does not say whose the others are."""
-    seen = {process.pid: process.memory_bytes or 0 for process in (crowd.on(Side.OFFLINE) if crowd else ())}
-    return sum(max(process.memory_bytes, seen.get(process.pid, 0)) for process in job.usage.processes)
+    """The same of one job: its processes with a slot, and those that NVML sees below its shim."""
+    held = {process.pid: process.memory_bytes for process in job.usage.processes}
+    for process in crowd.on(Side.OFFLINE) if crowd is not None else ():
+        if process.pid in held or process.job == job.name:
+            held[process.pid] = max(held.get(process.pid, 0), process.memory_bytes or 0)
+    return sum(held.values())
+
+
+def residents_of(job: OfflineJob, crowd: Crowd | None) -> tuple[Resident, ...]:
+    """Find the living processes of a job that have a context, with or without xCUDA.
+
+    A page that cannot be read says nothing of who has a slot, nor does one without a free slot: then all have one.
+    """
+    held = {process.owner for process in job.usage.processes}
+    unknown = len(held) == JOB_SLOTS or bool(job.usage.problems and not held)
+    return tuple(
+        Resident(
+            owner=process.owner,
+            pid=process.pid,
+            name=process.name,
+            held=unknown or process.owner in held,
+            memory_bytes=process.memory_bytes,
+        )
+        for process in (crowd.processes if crowd is not None else ())
+        if process.job == job.name and (process.owner in held or lives(process.owner))
+    )

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
+from muxflow_device.processes import owner_of
 from muxflow_device.readings.look import GpuProcess
 
 RUN_ID_VARIABLE: Final = b"MUXFLOW_RUN_ID"
 """The executor sets it for every process of an attempt."""
 
+_SHIM: Final = "muxflow-shim"
+"""What the executor's shim calls itself. It works in the directory of its attempt, named as everywhere on the node."""
 _MPS_SERVER: Final = "nvidia-cuda-mps-server"
 _GENERATIONS: Final = 64
 """How far up a process's ancestors are asked: more than any tree that is no loop of reused ids."""
@@ -42,6 +46,10 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     side: Side
     memory_bytes: int | None
+    owner: int = 0
+    """Its name for good: see `muxflow_device.processes`. 0 when it has gone already."""
+    job: str | None = None
+    """The attempt that it descends from, by the name of its directory; null for a process of no shim."""
 
 
 class Crowd(msgspec.Struct, frozen=True):
@@ -70,7 +78,8 @@ class ProcessTable:
     def __init__(self, is_online: Callable[[str], bool]) -> None:
         """`is_online` tells the processes of the declared workload by their command line."""
         self._is_online = is_online
-        self._known: dict[tuple[int, int], Process] = {}
+        self._known: dict[int, Process] = {}
+        """By owner; those that have gone by their bare id."""
 
     def forget(self) -> None:
         """Ask about everybody again: what is declared has changed."""
@@ -80,32 +89,46 @@ class ProcessTable:
         """Put each on its side. `offline` are the owners of slots in job pages."""
         known = {}
         for process in processes:
-            key = (process.pid, _start_ticks(process.pid))
-            before = self._known.get(key) if key[1] else self._last_of(process.pid)
+            owner = owner_of(process.pid)
+            before = self._known.get(owner) if owner else self._last_of(process.pid)
             if before is None or before.side is Side.UNKNOWN:
-                name, side = self._look(process.pid, offline)
-            else:
-                name, side = before.name, before.side
-            known[key] = Process(pid=process.pid, name=name, side=side, memory_bytes=process.memory_bytes)
+                before = self._look(process.pid, owner, offline)
+            known[owner or process.pid] = replace(before, memory_bytes=process.memory_bytes)
         self._known = known
         return Crowd(tuple(known.values()))
 
     def _last_of(self, pid: int) -> Process | None:
         """Who had this id: NVML lists a process that has ended for a moment, and nothing else tells whose it was."""
-        return next((process for (known, _), process in self._known.items() if known == pid), None)
+        return next((process for process in self._known.values() if process.pid == pid), None)
 
-    def _look(self, pid: int, offline: Collection[int]) -> tuple[str, Side]:
+    def _look(self, pid: int, owner: int, offline: Collection[int]) -> Process:
         command = _command_line(pid)
         name = Path(command.partition(" ")[0]).name or f"process {pid}"
+        lineage = tuple(_lineage(pid))
+        job = _job_of(lineage)
         if name == _MPS_SERVER:
-            return name, Side.SERVER
-        if any(_is_marked(ancestor) for ancestor in _lineage(pid)):
-            return name, Side.OFFLINE
-        if self._is_online(command):
-            return name, Side.ONLINE
-        if any(ancestor in offline for ancestor in _lineage(pid)):
-            return name, Side.OFFLINE  # last, since a slot says whatever the job wants
-        return name, Side.UNKNOWN
+            side = Side.SERVER
+        elif job is not None or any(_is_marked(ancestor) for ancestor in lineage):
+            side = Side.OFFLINE
+        elif self._is_online(command):
+            side = Side.ONLINE
+        elif any(ancestor in offline for ancestor in lineage):
+            side = Side.OFFLINE  # last, since a slot says whatever the job wants
+        else:
+            side = Side.UNKNOWN
+        return Process(pid=pid, name=name, side=side, memory_bytes=None, owner=owner, job=job)
+
+
+def _job_of(lineage: tuple[int, ...]) -> str | None:
+    """Find the attempt that a process belongs to, whatever it has done to its environment: its shim stays above it.
+
+    The uppermost shim counts: one below it is a job's own idea.
+    """
+    for ancestor in reversed(lineage):
+        if _read(ancestor, "comm").strip() == _SHIM.encode():
+            with contextlib.suppress(OSError):
+                return Path(f"/proc/{ancestor}/cwd").readlink().name
+    return None
 
 
 def _lineage(pid: int) -> Iterator[int]:
@@ -128,11 +151,6 @@ def _command_line(pid: int) -> str:
 def _parent(pid: int) -> int:
     fields = _stat(pid)
     return int(fields[1]) if len(fields) > 1 else 0
-
-
-def _start_ticks(pid: int) -> int:
-    fields = _stat(pid)
-    return int(fields[19]) if len(fields) > 19 else 0
 
 
 def _stat(pid: int) -> list[bytes]:
