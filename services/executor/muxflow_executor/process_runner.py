@@ -293,7 +293,7 @@ class ProcessRunner:
                 await asyncio.sleep(_RETRY_S)
 
     def _end(self, run: Run, ended: Ended) -> None:
-        run.ended = ended
+        run.ended = ended = _explained(run, ended)
         run.over.set()
         if run.job is not None:
             run.job.remove()
@@ -368,6 +368,16 @@ class ProcessRunner:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_failure(error)  # an attempt that nobody watches any more would wait for ever
+
+
+def _explained(run: Run, ended: Ended) -> Ended:
+    """Add to how the program ended, as its shim saw it, why: what was wanted of it, and what its GPU told it."""
+    stop = run.directory.stop_request() if run.directory is not None and ended.stopped_by is not None else None
+    return msgspec.structs.replace(
+        ended,
+        stop_reason=(stop.reason or None) if stop is not None else None,
+        gpu_error=run.job.gpu_error() if run.job is not None else None,
+    )
 
 
 def _reap(pid: int) -> None:

@@ -15,9 +15,10 @@ from typing import IO, Any, Final
 
 import structlog
 
-from muxflow.contracts import Attempt
+from muxflow.contracts import Attempt, GpuError
 from muxflow_decisions.device.gate import FROZEN, Gate, GateState, JobPhase
 from muxflow_device import native
+from muxflow_device.cuda_errors import call_name, result_name
 from muxflow_device.mps import MpsControl, MpsError, MpsNotRunningError
 from muxflow_device.pages import JobControlWriter, JobLimits, JobOrder, JobPage, JobUsage, PageError, PageLostError
 from muxflow_device.rundir import RunDirectory
@@ -82,6 +83,22 @@ class ProtectedJob:
         """Whether it has processes on the GPU, and all say that nothing of them is or will be in flight."""
         usage = self.usage()
         return bool(usage.processes) and usage.drained
+
+    def gpu_error(self) -> GpuError | None:
+        """The first sticky CUDA error of any of its processes, as they tell it; ended ones too."""
+        usage = self.usage()
+        failed = [process for process in (*usage.processes, *usage.ended) if process.error is not None]
+        first = min(failed, key=lambda process: process.error_boottime_ns or 0, default=None)
+        if first is None or first.error is None:
+            return None
+        boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return GpuError(
+            code=first.error,
+            name=result_name(first.error),
+            call=call_name(first.error_call) if first.error_call is not None else "",
+            pid=first.pid,
+            time_ns=boot_ns + first.error_boottime_ns if first.error_boottime_ns is not None else 0,
+        )
 
     def in_flight(self) -> bool:
         """Whether something that its processes have launched may still run."""

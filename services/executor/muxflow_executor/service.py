@@ -276,7 +276,8 @@ class Executor(Service[ExecutorSettings]):
                 self._runner.forget(attempt)
 
     def _evict(self, attempt: Attempt, order: EvictOrder) -> None:
-        self._stop(attempt, StopCause.EVICTION, order.cause, hard=order.hard)
+        cause = StopCause.BREACH if order.breach else StopCause.EVICTION
+        self._stop(attempt, cause, order.cause, hard=order.hard)
 
     def _stop(self, attempt: Attempt, cause: StopCause, reason: str, *, hard: bool = False) -> None:
         if self._runner.stop(attempt, cause, reason, hard=hard):

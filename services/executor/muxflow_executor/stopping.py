@@ -21,7 +21,8 @@ log = structlog.get_logger()
 
 _LOOK_S: Final = 0.01
 _RECORD_S: Final = 1.0
-"""How long SIGTERM waits for the disk to take the reason: without it the shim cannot say why it stopped its program."""
+"""How long the first step that can end the program waits for the disk to take the reason: without it the shim cannot
+say why it ended."""
 _HUNG_S: Final = 10.0
 """A shim that was told to kill and is still there after this is killed itself."""
 
@@ -153,6 +154,7 @@ class Descent:
                 self._run.send(signal.SIGTERM)
                 self._run.send(signal.SIGCONT)
             case ladder.TerminateClient():
+                await self._recorded()
                 self._disconnecting = asyncio.create_task(_disconnect(self._run))
             case ladder.Kill():
                 self._kill(directory)

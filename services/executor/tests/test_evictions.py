@@ -62,7 +62,9 @@ async def test_every_step_of_every_attempt_on_the_gpu_is_told(node: Node, socket
         ]
         done = mine[-1]
         assert isinstance(done, EvictDone)
-        assert done.exit == ExitStatus(signal="SIGTERM", stopped_by=StopCause.EVICTION)
+        assert done.exit == ExitStatus(
+            signal="SIGTERM", stopped_by=StopCause.EVICTION, stop_reason="online activity 97%"
+        )
         assert done.total_ms is not None
         assert 0 < done.total_ms < 15_000
         assert (await node.fact(RunEvicted, slot.job)).reason == "online activity 97%"

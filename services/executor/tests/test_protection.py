@@ -224,6 +224,44 @@ while True: signal.pause()
     assert exited.exit.stopped_by is StopCause.DECISION
 
 
+async def test_job_that_broke_a_rule_is_killed_without_a_signal_before_and_its_exit_tells_why(protected: Node) -> None:
+    code = """
+signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
+print("ready", flush=True)
+while True: signal.pause()
+"""
+    slot = protected.start(*on_gpu(code), checkpoint=CHECKPOINT)
+    await until(lambda: "ready" in protected.output())
+    protected.runner.stop(slot.key, StopCause.BREACH, "it uses 9.3 GiB", hard=True)
+    status = (await protected.fact(RunExited)).exit
+    assert (status.signal, status.stopped_by, status.stop_reason) == ("SIGKILL", StopCause.BREACH, "it uses 9.3 GiB")
+    assert status.describe() == "killed by SIGKILL, stopped by breach: it uses 9.3 GiB"
+    assert protected.output() == "ready\n"
+    assert await steps(protected, slot) == [Step.FREEZE, Step.DISCONNECT, Step.KILL, Step.ENDED]
+
+
+async def test_first_sticky_cuda_error_of_any_process_is_told_with_the_exit(protected: Node) -> None:
+    code = """
+def fail(position, code, call, at_ns):
+    slot = RawProcessSlot(owner=owner_of(os.getpid()) + position, last_error=code, last_error_call=call,
+                          last_error_boottime_ns=at_ns)
+    with PAGE.open("r+b") as page:
+        page.seek(RawJobPage.slots.offset + position * len(bytes(slot)))
+        page.write(bytes(slot))
+now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+fail(0, 719, 0, now_ns)
+fail(1, 700, 0, now_ns - 1_000_000_000)
+sys.exit(3)
+"""
+    before_ns = time.time_ns()
+    status = await protected.exit_of(*on_gpu(code))
+    error = status.exit.gpu_error
+    assert error is not None
+    assert (error.code, error.name, error.call) == (700, "CUDA_ERROR_ILLEGAL_ADDRESS", "cuLaunchKernel")
+    assert abs(error.time_ns - before_ns) < 10**10
+    assert status.exit.describe() == "exit code 3, after cuLaunchKernel gave CUDA_ERROR_ILLEGAL_ADDRESS (700)"
+
+
 async def test_stubborn_program_is_killed_by_its_shim_when_the_ladder_says_so(protected: Node) -> None:
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); say(1); print('ready', flush=True); time.sleep(1000)"
     slot = protected.start(*on_gpu(code), stop_grace_s=0.3)

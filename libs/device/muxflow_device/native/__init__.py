@@ -1,4 +1,6 @@
-"""Where the libraries written in C lie: beside this file, put there by `make native`, and in wheels from the start."""
+"""Where the libraries written in C lie, and what goes with them: beside this file, put there by `make native`, and in
+wheels from the start.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from pathlib import Path
 
 
 def path(name: str) -> Path:
-    """Find a library: ``libxcuda.so`` or ``libmuxflow_pages.so``.
+    """Find a library, ``libxcuda.so`` or ``libmuxflow_pages.so``, or ``calls.txt``.
 
     Raises FileNotFoundError, saying what to do, when it has not been built.
     """
