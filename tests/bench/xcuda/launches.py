@@ -25,18 +25,17 @@ FIRST = CALLS[0]
 TAKES_US = 5
 """Length of the kernels, unless said otherwise."""
 LENGTHS_US = (1, 5, 20, 200)
-_FEW, _MANY = 2, 12
-_ROUND = 1000
+_COUNTED = 10_000
 
 
-def _instructions(launches: int, rounds: int, call: str, takes_us: int, extra: Mapping[str, str]) -> int:
-    """Count what the program's own thread executes."""
+def per_launch(call: str, takes_us: int, extra: Mapping[str, str]) -> float:
+    """Count what the program's own thread executes for a launch, once everything is learned."""
     with tempfile.TemporaryDirectory(prefix="muxflow-bench-") as folder:
         subprocess.run(
             [
-                "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes",
+                "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes", "--toggle-collect=measured_round",
                 f"--callgrind-out-file={folder}/out",
-                str(PROGRAMS / "bench_launches"), call, str(launches), str(rounds), f"takes_ns={takes_us * 1000}",
+                str(PROGRAMS / "bench_launches"), call, str(_COUNTED), "1", f"takes_ns={takes_us * 1000}",
             ],
             env={**os.environ, "LD_LIBRARY_PATH": str(IDLE_DRIVER), **extra},
             check=True,
@@ -46,13 +45,7 @@ def _instructions(launches: int, rounds: int, call: str, takes_us: int, extra: M
         found = re.search(r"^totals: (\d+)", (Path(folder) / "out-01").read_text(), re.MULTILINE)
     if not found:
         raise RuntimeError("callgrind counted nothing")
-    return int(found[1])
-
-
-def per_launch(call: str, takes_us: int, extra: Mapping[str, str]) -> float:
-    """Count the instructions of a launch, once everything is learned."""
-    few, many = (_instructions(_ROUND, rounds, call, takes_us, extra) for rounds in (_FEW, _MANY))
-    return (many - few) / (_MANY - _FEW) / _ROUND
+    return int(found[1]) / _COUNTED
 
 
 def instructions(node: Node, more: bool = True) -> dict[str, Any]:
