@@ -2,15 +2,15 @@
  * lock or a message.
  *
  *   <run>/devices/<GPU UUID>/device    device page   monitor -> everyone
- *   <run>/devices/<GPU UUID>/beacon    beacon page   online processes -> offline gates
+ *   <run>/devices/<GPU UUID>/beacons/  beacon pages  online processes -> offline gates, monitor
  *   <run>/jobs/<attempt>/control       job control   executor -> xCUDA; read-only to the job
  *   <run>/jobs/<attempt>/job           job page      xCUDA -> executor, monitor; untrusted: read
  * with pread, never mapped
  *
- * Each page has one writer (the job page and the beacon page: one writer per slot). Whoever maps a
- * page directory by directory keeps seeing the same inode. This header is the only description of
- * the layouts; the Python side is checked against it by a test. Everything is little-endian; every
- * field is naturally aligned; unused bytes are zero.
+ * Each page has one writer (the job page: one writer per slot). Whoever maps a page directory by
+ * directory keeps seeing the same inode. This header is the only description of the layouts; the
+ * Python side is checked against it by a test. Everything is little-endian; every field is
+ * naturally aligned; unused bytes are zero.
  *
  * The rule for readers: a page that is missing where it must be, too short, of another magic, kind
  * or version, torn after bounded retries, or whose heartbeat has stood still for longer than
@@ -42,7 +42,7 @@ struct mux_page_header {
     uint16_t version;
     uint32_t size_bytes; /* of the whole page; a file that is shorter is truncated */
     uint32_t reserved;
-    char uuid[MUX_UUID_BYTES]; /* the GPU's */
+    char uuid[MUX_UUID_BYTES]; /* the GPU's; empty in beacon pages, which lie in its directory */
 };
 
 /* The gate: one aligned 64-bit word, stored and loaded atomically, so that it is never torn.
@@ -194,14 +194,14 @@ struct mux_job_page {
     struct mux_process_slot slots[MUX_JOB_SLOTS];
 };
 
-/* One online process; `owner` as above. It counts its launches, and stores how many of them are
- * known to be complete: no clock, and no word that a reader could see half of. Whoever reads takes
- * the time: a process is *active* while `complete` is not `launches` and either has changed within
+/* What an online process says. It counts its launches, and stores how many of them are known to be
+ * complete: no clock, and no word that a reader could see half of. Whoever reads takes the time: a
+ * process is *active* while `complete` is not `launches` and either has changed within
  * MUX_BEACON_PATIENCE_US, by the reader's own clock. So one that never says what is complete, was
  * killed or stands still holds nobody up for longer than that. The difference says nothing: of two
  * streams in flight, none is counted as complete before the other. */
 struct mux_beacon_slot {
-    uint64_t owner;    /* _Atomic */
+    uint64_t owner; /* as above, in the process's own PID namespace; without /proc its pid alone */
     uint64_t launches; /* _Atomic; kernels, graphs, copies and memsets given to the driver */
     uint64_t complete; /* _Atomic; all launches up to this number are known to be complete */
     uint8_t reserved[64 - 24];
@@ -209,13 +209,29 @@ struct mux_beacon_slot {
 
 #define MUX_BEACON_PATIENCE_US 20000
 
-#define MUX_BEACON_SLOTS      63
-#define MUX_BEACON_PAGE_BYTES (128 + MUX_BEACON_SLOTS * 64)
+/* One page per online process, in a directory in which everybody may make files and nobody those of
+ * others (mode 1777, made by the monitor). The process makes it itself, under a name with a dot in
+ * front; whole, locked (flock) and read-only for everyone it gets its name: a number, in
+ * MUX_BEACON_NAME_DIGITS hexadecimal digits.
+ *
+ * The lock says that the process lives. It belongs to the process's mapping of the file, which
+ * needs no descriptor that stays open, and goes however the process ends, exec included. It means
+ * the same in all PID namespaces, can be tried by who may only read, and /proc/locks tells in the
+ * reader's own namespace whose it is. (F_OFD_GETLK would ask without trying, but nobody tells whose
+ * such a lock is.) On a file system that maps another file than it has opened (overlayfs) it goes
+ * at once: there a page without a lock is alive as long as its owner is, for readers in its PID
+ * namespace.
+ *
+ * The process takes its page away when it ends by itself; else the monitor does. */
+#define MUX_BEACON_NAME_DIGITS 16
+#define MUX_BEACON_PROCESSES   64 /* as many pages at a time as a reader looks at */
+#define MUX_BEACON_PAGE_BYTES  192
 
 struct mux_beacon_page {
     struct mux_page_header header;
     uint8_t pad0[128 - sizeof(struct mux_page_header)];
-    struct mux_beacon_slot slots[MUX_BEACON_SLOTS];
+    /* offset 128: a cache line of its own */
+    struct mux_beacon_slot slot;
 };
 
 _Static_assert(sizeof(struct mux_page_header) == 80, "layout");

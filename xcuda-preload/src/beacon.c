@@ -1,6 +1,7 @@
 #include "beacon.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -11,7 +12,7 @@
 
 enum { EVENTS = 256 };
 
-/* How often it is looked whether the page is there, and still the one. */
+/* How often it is looked whether the page is still there, and whole. */
 #define REFRESH_EVERY_NS INT64_C(1000000000)
 
 struct beacon_stream beacon_streams[BEACON_STREAMS + 1];
@@ -230,14 +231,22 @@ void beacon_stream_ends(CUstream stream) {
 /* ---- life --------------------------------------------------------------------------------------
  */
 
-void beacon_start(void) {
-    refresh_if_due();
+/* Nobody refreshes any more, so that no page comes back. Other threads count on. */
+static void at_exit(void) {
+    if (!atomic_flag_test_and_set(&refreshing))
+        mux_beacon_end(&beacon);
 }
 
-/* The mapping stays where it is: it is the parent's slot, which this process leaves alone. */
+void beacon_start(void) {
+    static bool registered;
+    refresh_if_due();
+    if (!registered)
+        registered = atexit(at_exit) == 0;
+}
+
 void beacon_forget_all(void) {
     atomic_store(&beacon_slot, &nowhere);
-    beacon = (struct mux_beacon){.owner = 0};
+    mux_beacon_forget(&beacon);
     nowhere = (struct mux_beacon_slot){.owner = 0};
     atomic_flag_clear(&refreshing);
     atomic_store(&refreshed_ns, 0);

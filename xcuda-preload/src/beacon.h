@@ -1,8 +1,8 @@
 /* The beacon: what an online process tells offline ones, and all that the library does in it. It
- * counts launches, of the process in its slot of the beacon page, and of each stream in its own
- * memory; when the program has waited for something, it finds out whether all that was launched is
- * complete, and stores so. It observes: no call to the driver is added, held up or changed, and
- * whatever is missing, the program runs as without it.
+ * counts launches, of the process in its beacon page, and of each stream in its own memory; when
+ * the program has waited for something, it finds out whether all that was launched is complete, and
+ * stores so. It observes: no call to the driver is added, held up or changed, and whatever is
+ * missing, the program runs as without it.
  *
  * No locks, no calls to the system and no clock at a launch. Counters are exact; what is known of
  * streams may err in races of a few instructions, and for streams that nobody waits for by name:
@@ -31,7 +31,7 @@ struct beacon_stream {
 
 extern HIDDEN struct beacon_stream beacon_streams[BEACON_STREAMS + 1];
 
-/* Where launches of the process are counted: its slot, or nobody's memory. */
+/* Where launches of the process are counted: in its page, or nobody's memory. */
 extern HIDDEN struct mux_beacon_slot *_Atomic beacon_slot;
 
 /* Each thread's own stream is another one, under one name. */

@@ -59,10 +59,9 @@ struct gate_look gate_look(int64_t now_ns) {
 
 void gate_refresh(void) {
     int device = view.device.error, control = view.control.error;
-    int64_t now_ns = clock_now_ns();
-    mux_view_refresh(&view, now_ns);
+    mux_view_refresh(&view, clock_now_ns());
     pthread_mutex_lock(&beacon_lock);
-    mux_beacon_refresh(&beacon, now_ns);
+    mux_beacon_refresh(&beacon);
     pthread_mutex_unlock(&beacon_lock);
     tell(&view.device, device);
     tell(&view.control, control);

@@ -13,9 +13,10 @@
  *   - The job page is writable by the job, so that it may be truncated at any instruction. It is
  *     read and written by the kernel on our behalf, which gives an error where a load or store of
  *     ours would raise the signal: pages_job.c.
- *   - The beacon page is writable by online processes. Offline ones read it as they read the job
- *     page. An online process, whose launches shall cost a few instructions, stores into a mapping:
- *     pages_beacon.c.
+ *   - A beacon page belongs to the online process, whose launches shall cost a few instructions: it
+ *     stores into its mapping. It has made the file, whole and read-only for everyone, so that only
+ *     who means to, or root, can cut it. Offline ones read it as they read the job page:
+ *     pages_beacon.c, pages_beacon_own.c.
  */
 #ifndef MUXFLOW_PAGES_READ_H
 #define MUXFLOW_PAGES_READ_H
@@ -26,6 +27,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 #include "muxflow_pages.h"
 
@@ -149,51 +151,77 @@ static inline bool mux_pulse_fresh(struct mux_pulse *pulse, const struct mux_dev
  * looks, as after a writer that was killed in the middle; `out` is then without meaning. */
 bool mux_readings_read(const struct mux_device_page *page, struct mux_device_readings *out);
 
-/* ---- the beacon page: who reads it -------------------------------------------------------------
+/* ---- beacon pages: who reads them --------------------------------------------------------------
  */
 
-/* What one reader has seen of each slot. One thread at a time. */
-struct mux_beacon_reader {
-    struct mux_mapping page;
-    unsigned slots; /* as many of the first ones as had an owner at the last refresh */
-    struct mux_beacon_seen {
-        uint64_t launches, complete;
-        int64_t changed_ns; /* when they were seen to be others */
-    } seen[MUX_BEACON_SLOTS];
+/* What one reader has seen of a page. */
+struct mux_beacon_seen {
+    uint64_t launches, complete;
+    int64_t changed_ns; /* when they were seen to be others */
 };
 
-/* A page that is missing or wrong is one without online processes: `page.error` says why. */
+/* The pages of a directory, as one reader knows them. One thread at a time. */
+struct mux_beacon_reader {
+    uint8_t *address; /* room to map each page: for the kernel's eyes only */
+    size_t stride;    /* from one to the next */
+    struct mux_beacon_directory {
+        dev_t device;
+        ino_t inode;
+        off_t bytes;
+        struct timespec changed;
+    } directory;
+    int64_t changed_ns; /* when the directory was first seen to be so */
+    int64_t looked_ns;  /* when it was last looked at */
+    unsigned pages;     /* behind so many there are none */
+    struct mux_beacon_known {
+        uint64_t name; /* 0: none */
+        bool listed;
+        struct mux_beacon_seen seen;
+    } known[MUX_BEACON_PROCESSES];
+    char path[PATH_MAX];
+};
+
+/* A directory that is missing or wrong is one without online processes. */
 void mux_beacon_open(struct mux_beacon_reader *reader, const char *device_dir, int64_t now_ns);
 
-/* Looks at the path again, and which slots are used. To be called now and then. */
-void mux_beacon_refresh(struct mux_beacon_reader *reader, int64_t now_ns);
+/* Lists the directory, whether it looks like it or not. To be called now and then. */
+void mux_beacon_refresh(struct mux_beacon_reader *reader);
 
 void mux_beacon_close(struct mux_beacon_reader *reader);
 
 /* How long the online side keeps others off from now on: 0: not at all; INT64_MAX: until it is no
- * longer active; else what is left of the hold-off. */
+ * longer active; else what is left of the hold-off. One call to the system for all pages, and at
+ * most each 0.1 ms one for the directory. A page that has come counts as launched from just now if
+ * there is anything in it. */
 int64_t mux_beacon_wait_ns(struct mux_beacon_reader *reader, uint32_t holdoff_us, int64_t now_ns);
 
 /* The rule itself, for one slot whose words have just been read. */
 int64_t mux_beacon_see(struct mux_beacon_seen *seen, const struct mux_beacon_slot *slot,
                        uint32_t holdoff_us, int64_t now_ns);
 
-/* ---- the beacon page: who writes it ------------------------------------------------------------
+/* ---- beacon pages: who writes one --------------------------------------------------------------
  */
 
-/* The beacon page, mapped for storing, and this process's slot in it. */
+/* This process's page, mapped for storing. */
 struct mux_beacon {
     uint8_t *address; /* never changes: what lies there is exchanged as a whole */
     struct mux_beacon_slot *slot;
-    uint64_t owner; /* 0: no slot */
+    uint64_t owner; /* 0: no page */
+    pid_t pid;
     dev_t device;
     ino_t inode;
-    char path[PATH_MAX];
+    char path[PATH_MAX]; /* of the page; of the directory while there is none */
 };
 
-/* Claims a slot, or looks whether it is still ours and the page the one at the path; claims anew if
- * not. Returns 0, or the errno why there is no slot, as mux_job_claim. One thread at a time. */
+/* Makes a page, or looks whether it is still at its path and whole, and makes another one if not.
+ * Returns 0, or the errno why there is none. One thread at a time. */
 int mux_beacon_claim(struct mux_beacon *beacon, const char *device_dir);
+
+/* Takes the page's name away; what is stored from now on nobody finds. */
+void mux_beacon_end(struct mux_beacon *beacon);
+
+/* In a child after fork: the page is its parent's. */
+void mux_beacon_forget(struct mux_beacon *beacon);
 
 /* ---- one job's view of its gate ----------------------------------------------------------------
  */

@@ -1,42 +1,172 @@
-/* The beacon page: slots of online processes.
+/* Beacon pages, for who reads them: which there are, and what they say.
  *
- * Any process may write this file, so it can be truncated at any instruction. Readers let the
- * kernel read it, as the job page: see there. A writer counts at each launch, and stores into its
- * mapping: it looks now and then whether the file is whole, and has nobody else to fear than a
- * program that truncates pages.
+ * Others write these files, so that one can be cut at any instruction. They are mapped, but only
+ * the kernel reads them, as the job page: see there. One call copies from all.
  *
- * A slot is claimed under a lock on its own bytes that is tried and never waited for, as in the job
- * page; from then on its owner alone writes it. */
+ * A page that has come shall be seen within 0.1 ms, without listing the directory each time. Its
+ * time of change tells; no descriptor that stays open, as inotify would need, and no file of ours
+ * that everybody writes. That time has the grain of the kernel's tick, at most 10 ms: what comes in
+ * the same tick as a change that has been seen does not show. So the directory is listed again and
+ * again until it has looked the same for longer than that, by our own clock. A page is there before
+ * its process has a context, so that the first launch finds it known. */
 #include "pages.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #define PATIENCE_NS (INT64_C(1000) * MUX_BEACON_PATIENCE_US)
+#define SETTLED_NS  INT64_C(20000000)
+#define STAT_NS     INT64_C(100000) /* between two looks at the directory */
 
-static size_t slot_offset(unsigned slot) {
-    return offsetof(struct mux_beacon_page, slots) + slot * sizeof(struct mux_beacon_slot);
-}
+/* Bounds of one listing, for a directory that is full of other things. */
+enum { PARTS = 32, PART_BYTES = 2048, TRIES = 256 };
 
-/* ---- reading -----------------------------------------------------------------------------------
+/* ---- which there are ---------------------------------------------------------------------------
  */
 
-/* Copies the first slots out. False when the page has been truncated under the mapping. */
-static bool copy_out(const struct mux_beacon_reader *reader, struct mux_beacon_slot *slots,
-                     unsigned count) {
-    size_t bytes = count * sizeof *slots;
-    struct iovec here = {slots, bytes};
-    struct iovec page = {(uint8_t *)reader->page.page + slot_offset(0), bytes};
-    int before = errno;
-    ssize_t done = process_vm_readv(getpid(), &here, 1, &page, 1, 0);
-    errno = before;
-    return done == (ssize_t)bytes;
+static uint8_t *room_of(const struct mux_beacon_reader *reader, unsigned page) {
+    return reader->address + page * reader->stride;
 }
+
+static void drop(struct mux_beacon_reader *reader, unsigned page) {
+    reader->known[page].name = 0;
+    mmap(room_of(reader, page), reader->stride, PROT_READ, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS,
+         -1, 0);
+    while (reader->pages > 0 && reader->known[reader->pages - 1].name == 0)
+        reader->pages--;
+}
+
+/* 0: not the name of a page. */
+static uint64_t number_of(const char *name) {
+    static const char digits[] = "0123456789abcdef";
+    uint64_t number = 0;
+    for (unsigned i = 0; i < MUX_BEACON_NAME_DIGITS; i++) {
+        const char *digit = name[i] == '\0' ? NULL : strchr(digits, name[i]);
+        if (digit == NULL)
+            return 0;
+        number = number << 4 | (uint64_t)(digit - digits);
+    }
+    return name[MUX_BEACON_NAME_DIGITS] == '\0' ? number : 0;
+}
+
+/* True in doubt. */
+static bool lives(int fd) {
+    uint64_t owner;
+    if (flock(fd, LOCK_SH | LOCK_NB) != 0)
+        return true;
+    ssize_t got = pread(fd, &owner, sizeof owner, offsetof(struct mux_beacon_page, slot.owner));
+    return got == sizeof owner && mux_owner_lives(owner);
+}
+
+static bool map(const struct mux_beacon_reader *reader, unsigned page, int fd) {
+    return mux_page_check(fd, MUX_PAGE_BEACON) == 0 && lives(fd) &&
+           mmap(room_of(reader, page), MUX_BEACON_PAGE_BYTES, PROT_READ, MAP_FIXED | MAP_SHARED, fd,
+                0) != MAP_FAILED;
+}
+
+static unsigned place_for(const struct mux_beacon_reader *reader) {
+    unsigned page = 0;
+    while (page < reader->pages && reader->known[page].name != 0)
+        page++;
+    return page;
+}
+
+/* O_NONBLOCK: whatever lies there, a FIFO too, must not hold the program up. */
+static void try
+    (struct mux_beacon_reader *reader, int directory, const char *name) {
+        unsigned page = place_for(reader);
+        if (page == MUX_BEACON_PROCESSES)
+            return;
+        int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+        if (fd < 0)
+            return;
+        if (map(reader, page, fd)) {
+            reader->known[page] =
+                (struct mux_beacon_known){.name = number_of(name), .listed = true};
+            if (page == reader->pages)
+                reader->pages++;
+        }
+        close(fd);
+    }
+
+static bool is_known(struct mux_beacon_reader *reader, uint64_t number) {
+    for (unsigned i = 0; i < reader->pages; i++) {
+        if (reader->known[i].name == number)
+            return reader->known[i].listed = true;
+    }
+    return false;
+}
+
+/* Goes through the names, and returns whether it came to their end. */
+static bool meet_all(struct mux_beacon_reader *reader, int directory) {
+    unsigned tries = TRIES;
+    for (unsigned part = 0; part < PARTS; part++) {
+        _Alignas(struct dirent64) char names[PART_BYTES];
+        long got = syscall(SYS_getdents64, directory, names, sizeof names);
+        if (got <= 0)
+            return got == 0;
+        const struct dirent64 *entry;
+        for (long at = 0; at < got; at += entry->d_reclen) {
+            entry = (const void *)&names[at];
+            uint64_t number = number_of(entry->d_name);
+            if (number == 0 || is_known(reader, number) || tries == 0)
+                continue;
+            tries--;
+            try
+                (reader, directory, entry->d_name);
+        }
+    }
+    return false;
+}
+
+/* A directory that cannot be listed (the program has changed its root or its user, or has no
+ * descriptor left) leaves what is known as it is: who has ended stands still. */
+static void list(struct mux_beacon_reader *reader) {
+    int directory = open(reader->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (directory < 0)
+        return;
+    for (unsigned i = 0; i < reader->pages; i++)
+        reader->known[i].listed = false;
+    bool whole = meet_all(reader, directory);
+    close(directory);
+    for (unsigned i = reader->pages; whole && i-- > 0;) {
+        if (reader->known[i].name != 0 && !reader->known[i].listed)
+            drop(reader, i);
+    }
+}
+
+static bool same(const struct mux_beacon_directory *one, const struct mux_beacon_directory *other) {
+    return one->device == other->device && one->inode == other->inode &&
+           one->bytes == other->bytes && one->changed.tv_sec == other->changed.tv_sec &&
+           one->changed.tv_nsec == other->changed.tv_nsec;
+}
+
+static void list_if_changed(struct mux_beacon_reader *reader, int64_t now_ns) {
+    struct stat found;
+    if (now_ns - reader->looked_ns < STAT_NS)
+        return;
+    reader->looked_ns = now_ns;
+    if (stat(reader->path, &found) != 0)
+        return;
+    struct mux_beacon_directory now = {found.st_dev, found.st_ino, found.st_size, found.st_mtim};
+    if (!same(&now, &reader->directory)) {
+        reader->directory = now;
+        reader->changed_ns = now_ns;
+    }
+    if (now_ns - reader->changed_ns < SETTLED_NS)
+        list(reader);
+}
+
+/* ---- what they say -----------------------------------------------------------------------------
+ */
 
 int64_t mux_beacon_see(struct mux_beacon_seen *seen, const struct mux_beacon_slot *slot,
                        uint32_t holdoff_us, int64_t now_ns) {
@@ -51,148 +181,64 @@ int64_t mux_beacon_see(struct mux_beacon_seen *seen, const struct mux_beacon_slo
     return left_ns > 0 ? left_ns : 0;
 }
 
+/* Copies from all pages, and returns from how many. Where there is none there are zeros: nobody's.
+ * One that has been cut is dropped, and the others are read again. */
+static unsigned copy_out(struct mux_beacon_reader *reader, struct mux_beacon_slot *slots) {
+    struct iovec there[MUX_BEACON_PROCESSES];
+    for (unsigned look = 0; reader->pages > 0 && look <= MUX_BEACON_PROCESSES; look++) {
+        struct iovec here = {slots, reader->pages * sizeof *slots};
+        for (unsigned i = 0; i < reader->pages; i++)
+            there[i] = (struct iovec){room_of(reader, i) + offsetof(struct mux_beacon_page, slot),
+                                      sizeof *slots};
+        ssize_t done = process_vm_readv(getpid(), &here, 1, there, reader->pages, 0);
+        if (done == (ssize_t)here.iov_len)
+            return reader->pages;
+        if (done < 0 && errno != EFAULT)
+            return 0;
+        drop(reader, done < 0 ? 0 : (unsigned)((size_t)done / sizeof *slots));
+    }
+    return 0;
+}
+
 int64_t mux_beacon_wait_ns(struct mux_beacon_reader *reader, uint32_t holdoff_us, int64_t now_ns) {
-    struct mux_beacon_slot slots[MUX_BEACON_SLOTS];
-    if (holdoff_us == 0 || reader->slots == 0 || !copy_out(reader, slots, reader->slots))
+    struct mux_beacon_slot slots[MUX_BEACON_PROCESSES];
+    if (holdoff_us == 0 || reader->address == NULL)
         return 0;
+    int before = errno;
+    list_if_changed(reader, now_ns);
+    unsigned count = copy_out(reader, slots);
     int64_t wait_ns = 0;
-    for (unsigned i = 0; i < reader->slots; i++) {
-        int64_t slot_ns = mux_beacon_see(&reader->seen[i], &slots[i], holdoff_us, now_ns);
+    for (unsigned i = 0; i < count; i++) {
+        int64_t slot_ns = mux_beacon_see(&reader->known[i].seen, &slots[i], holdoff_us, now_ns);
         if (slot_ns > wait_ns)
             wait_ns = slot_ns;
     }
+    errno = before;
     return wait_ns;
 }
 
-/* A slot that comes into view is not taken as having changed: its process may be long idle. */
-void mux_beacon_refresh(struct mux_beacon_reader *reader, int64_t now_ns) {
-    struct mux_beacon_slot slots[MUX_BEACON_SLOTS];
-    unsigned before = reader->slots;
-    reader->slots = 0;
-    if (mux_mapping_refresh(&reader->page) != 0 || !copy_out(reader, slots, MUX_BEACON_SLOTS))
-        return;
-    for (unsigned i = 0; i < MUX_BEACON_SLOTS; i++) {
-        if (slots[i].owner == 0)
-            continue;
-        reader->slots = i + 1;
-        if (i >= before)
-            reader->seen[i] = (struct mux_beacon_seen){slots[i].launches, slots[i].complete,
-                                                       now_ns - PATIENCE_NS};
-    }
+/* ---- life --------------------------------------------------------------------------------------
+ */
+
+void mux_beacon_refresh(struct mux_beacon_reader *reader) {
+    if (reader->address != NULL)
+        list(reader);
 }
 
 void mux_beacon_open(struct mux_beacon_reader *reader, const char *device_dir, int64_t now_ns) {
-    *reader = (struct mux_beacon_reader){.slots = 0};
-    mux_mapping_open(&reader->page, device_dir, "beacon", MUX_PAGE_BEACON);
-    mux_beacon_refresh(reader, now_ns);
+    *reader = (struct mux_beacon_reader){.stride = (size_t)sysconf(_SC_PAGESIZE)};
+    if (mux_page_path(reader->path, device_dir, "beacons") != 0)
+        return;
+    void *at = mmap(NULL, MUX_BEACON_PROCESSES * reader->stride, PROT_READ,
+                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED)
+        return;
+    reader->address = at;
+    list_if_changed(reader, now_ns);
 }
 
 void mux_beacon_close(struct mux_beacon_reader *reader) {
-    mux_mapping_close(&reader->page);
-    reader->slots = 0;
-}
-
-/* ---- claiming ----------------------------------------------------------------------------------
- */
-
-static bool lock_slot(int fd, unsigned slot, short type) {
-    struct flock lock = {
-        .l_type = type,
-        .l_whence = SEEK_SET,
-        .l_start = (off_t)slot_offset(slot),
-        .l_len = sizeof(struct mux_beacon_slot),
-    };
-    return fcntl(fd, F_OFD_SETLK, &lock) == 0;
-}
-
-static uint64_t owner_of(int fd, unsigned slot) {
-    uint64_t owner;
-    ssize_t got = pread(fd, &owner, sizeof owner, (off_t)slot_offset(slot));
-    return got == sizeof owner ? owner : 0;
-}
-
-static bool is_free(int fd, unsigned slot, uint64_t claimer) {
-    uint64_t owner = owner_of(fd, slot);
-    return owner == 0 || owner == claimer || !mux_owner_lives(owner);
-}
-
-/* The owner goes last: a reader sees nobody's slot, or a fresh one. */
-static bool take(int fd, unsigned slot, uint64_t owner) {
-    struct mux_beacon_slot fresh = {.owner = 0};
-    off_t at = (off_t)slot_offset(slot);
-    return pwrite(fd, &fresh, sizeof fresh, at) == sizeof fresh &&
-           pwrite(fd, &owner, sizeof owner, at) == sizeof owner;
-}
-
-/* Low slots first, so that readers have few to look at. */
-static int claim_any(int fd, uint64_t owner, unsigned *claimed) {
-    for (unsigned slot = 0; slot < MUX_BEACON_SLOTS; slot++) {
-        if (!is_free(fd, slot, owner) || !lock_slot(fd, slot, F_WRLCK))
-            continue;
-        bool taken = is_free(fd, slot, owner) && take(fd, slot, owner);
-        lock_slot(fd, slot, F_UNLCK);
-        if (taken) {
-            *claimed = slot;
-            return 0;
-        }
-    }
-    return ENOSPC;
-}
-
-/* Exchanges what lies at the address in one step; the first time, finds an address. */
-static int put(struct mux_beacon *beacon, int fd) {
-    int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-    if (beacon->address != NULL)
-        flags |= MAP_FIXED;
-    void *at = mmap(beacon->address, MUX_BEACON_PAGE_BYTES, PROT_READ | PROT_WRITE, flags, fd, 0);
-    if (at == MAP_FAILED)
-        return errno;
-    beacon->address = at;
-    return 0;
-}
-
-static bool still_ours(const struct mux_beacon *beacon) {
-    struct stat file;
-    if (beacon->owner == 0)
-        return false;
-    if (stat(beacon->path, &file) != 0)
-        return true; /* what is mapped outlives its name */
-    return file.st_dev == beacon->device && file.st_ino == beacon->inode &&
-           file.st_size >= MUX_BEACON_PAGE_BYTES &&
-           mux_load64(&beacon->slot->owner) == beacon->owner;
-}
-
-static int claim_in(struct mux_beacon *beacon, int fd) {
-    struct stat file;
-    unsigned slot;
-    int error = mux_page_check(fd, MUX_PAGE_BEACON);
-    if (error != 0)
-        return error;
-    uint64_t owner = mux_owner_of(getpid());
-    if (owner == 0 || fstat(fd, &file) != 0)
-        return ESRCH;
-    if ((error = claim_any(fd, owner, &slot)) != 0 || (error = put(beacon, fd)) != 0)
-        return error;
-    beacon->slot = (void *)(beacon->address + slot_offset(slot));
-    beacon->device = file.st_dev;
-    beacon->inode = file.st_ino;
-    beacon->owner = owner;
-    return 0;
-}
-
-int mux_beacon_claim(struct mux_beacon *beacon, const char *device_dir) {
-    if (still_ours(beacon))
-        return 0;
-    if (beacon->owner != 0) /* whoever still counts there counts in nobody's memory */
-        put(beacon, -1);
-    beacon->owner = 0;
-    int error = mux_page_path(beacon->path, device_dir, "beacon");
-    if (error != 0)
-        return error;
-    int fd = open(beacon->path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return errno;
-    error = claim_in(beacon, fd);
-    close(fd);
-    return error;
+    if (reader->address != NULL)
+        munmap(reader->address, MUX_BEACON_PROCESSES * reader->stride);
+    *reader = (struct mux_beacon_reader){.address = NULL};
 }

@@ -21,7 +21,6 @@ from muxflow.contracts import Attempt
 from muxflow_decisions.device.gate import FROZEN, Gate, GateState, JobPhase
 from muxflow_device import native
 from muxflow_device.pages import (
-    BeaconPage,
     DevicePageWriter,
     JobControlWriter,
     JobLimits,
@@ -101,7 +100,7 @@ class Node:
         self.device = DevicePageWriter(
             self.device_dir, uuid=GPU, stale_after_ms=_STALE_AFTER_MS, beacon_holdoff_us=_HOLDOFF_US
         )
-        BeaconPage.create(self.device_dir, uuid=GPU)
+        self.device_dir.create_beacons()
         self._epoch = 0
         self._processes: list[subprocess.Popen[str]] = []
         self._alive = threading.Event()

@@ -92,7 +92,7 @@ static void job_and_beacon(void) {
     FIELD(mux_beacon_slot, reserved);
     SIZE(mux_beacon_page);
     FIELD(mux_beacon_page, header);
-    FIELD(mux_beacon_page, slots);
+    FIELD(mux_beacon_page, slot);
 }
 
 int main(void) {
@@ -110,6 +110,7 @@ int main(void) {
     CONSTANT(MUX_JOB_PAGE_BYTES);
     CONSTANT(MUX_BEACON_PAGE_BYTES);
     CONSTANT(MUX_JOB_SLOTS);
-    CONSTANT(MUX_BEACON_SLOTS);
+    CONSTANT(MUX_BEACON_NAME_DIGITS);
+    CONSTANT(MUX_BEACON_PROCESSES);
     return 0;
 }

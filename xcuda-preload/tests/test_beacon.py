@@ -7,13 +7,15 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from muxflow_device.pages import Beacons
 from muxflow_device.pages.layout import RawBeaconPage
-from muxflow_device.processes import owner_of, pid_of
+from muxflow_device.processes import pid_of
 
 if TYPE_CHECKING:
     from conftest import GpuNode, Node
@@ -38,7 +40,7 @@ _WAITS = {
 
 
 class Told(NamedTuple):
-    """What a slot says."""
+    """What a page says."""
 
     launches: int
     complete: int
@@ -46,8 +48,14 @@ class Told(NamedTuple):
 
 def _told(node: Node) -> dict[int, Told]:
     """What online processes say, by their pids."""
-    raw = RawBeaconPage.from_buffer_copy(node.device_dir.beacon_page.read_bytes())
-    return {pid_of(slot.owner): Told(slot.launches, slot.complete) for slot in raw.slots if slot.owner}
+    paths = [path for path in node.device_dir.beacons.iterdir() if not path.name.startswith(".")]
+    slots = [RawBeaconPage.from_buffer_copy(path.read_bytes()).slot for path in paths]
+    return {pid_of(slot.owner): Told(slot.launches, slot.complete) for slot in slots}
+
+
+def _child_of(pid: int) -> int:
+    """The only one."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
 def _after(node: Node, process: subprocess.Popen[str], word: str) -> Told:
@@ -189,7 +197,7 @@ say("both"); input()
     assert _after(gpu_node, process, "both") == Told(2, 2)
 
 
-def test_a_child_has_a_slot_of_its_own_when_it_uses_the_gpu_and_leaves_its_parents_alone(gpu_node: GpuNode) -> None:
+def test_a_child_has_a_page_of_its_own_when_it_uses_the_gpu_and_leaves_its_parents_alone(gpu_node: GpuNode) -> None:
     process = gpu_node.online("""
         from driver import *
         if os.fork() == 0:
@@ -229,29 +237,25 @@ sys.exit(7)
 
 
 def _spoil(node: Node, how: str) -> None:
-    page = node.device_dir.beacon_page
+    beacons = node.device_dir.beacons
+    if how in {"missing", "a file", "a FIFO", "a link"}:
+        beacons.rmdir()
     match how:
-        case "missing":
-            page.unlink()
-        case "empty":
-            os.truncate(page, 0)
-        case "garbage":
-            page.write_bytes(os.urandom(len(page.read_bytes())))
-        case "a directory":
-            page.unlink()
-            page.mkdir()
+        case "a file":
+            beacons.touch()
         case "a FIFO":
-            page.unlink()
-            os.mkfifo(page)
-        case "full":
-            raw = RawBeaconPage.from_buffer_copy(page.read_bytes())
-            for slot in raw.slots:
-                slot.owner = owner_of(os.getpid())
-            page.write_bytes(bytes(raw))
+            os.mkfifo(beacons)
+        case "a link":
+            beacons.symlink_to("/dev/null")
+        case "full of garbage":
+            for number in range(200):
+                (beacons / f"{number:016x}").write_bytes(os.urandom(192))
+            os.mkfifo(beacons / f"{200:016x}")
+            (beacons / f"{201:016x}").symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("how", ["sound", "missing", "empty", "garbage", "a directory", "a FIFO", "full"])
-def test_an_online_program_runs_as_without_us_whatever_the_page_is(gpu_node: GpuNode, how: str) -> None:
+@pytest.mark.parametrize("how", ["sound", "missing", "a file", "a FIFO", "a link", "full of garbage"])
+def test_an_online_program_runs_as_without_us_whatever_its_directory_is(gpu_node: GpuNode, how: str) -> None:
     gpu_node.freeze()  # which is for jobs
     _spoil(gpu_node, how)
 
@@ -265,10 +269,8 @@ def test_an_online_program_runs_as_without_us_whatever_the_page_is(gpu_node: Gpu
     assert with_it[0] == 7
 
 
-def test_a_page_that_comes_later_is_used(gpu_node: GpuNode) -> None:
-    page = gpu_node.device_dir.beacon_page
-    content = page.read_bytes()
-    page.unlink()
+def test_a_directory_that_comes_later_is_used_and_a_page_that_goes_is_made_anew(gpu_node: GpuNode) -> None:
+    gpu_node.device_dir.beacons.rmdir()
     process = gpu_node.online(f"""{_BEGIN}
 say("began"); input()
 while True:
@@ -276,9 +278,48 @@ while True:
     call("cuStreamSynchronize", where)
 """)
     assert gpu_node.hear(process) == "began"
-    page.write_bytes(content)
+    gpu_node.device_dir.create_beacons()
     gpu_node.tell(process)
     gpu_node.eventually(lambda: process.pid in _told(gpu_node))
+    [page] = gpu_node.device_dir.beacons.iterdir()
+    page.unlink()
+    gpu_node.eventually(lambda: process.pid in _told(gpu_node))
+    assert not page.exists()
+
+
+_IN_A_NAMESPACE = """
+import ctypes, os, sys
+driver, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+driver.cuCtxSetCurrent(context)
+for _ in range(int(sys.argv[1])):
+    driver.cuLaunchKernel(ctypes.c_void_p(1000), 1, 1, 1, 1, 1, 1, 0, None, None, None)
+print(os.getpid(), flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make PID namespaces")
+def test_processes_of_one_pid_in_two_namespaces_have_a_page_each_and_are_told_apart(node: Node) -> None:
+    def online(launches: int) -> subprocess.Popen[str]:
+        namespace = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+        return node.start(
+            *namespace, sys.executable, "-c", _IN_A_NAMESPACE, str(launches), preload=False, extra=node.beacon()
+        )
+
+    one, other = online(3), online(5)
+    if (heard := node.hear(one)) == "":
+        pytest.skip(f"no PID namespace here: {one.communicate()[1]}")
+    assert (heard, node.hear(other)) == ("1", "1")
+    beacons = Beacons(node.device_dir)
+    view = beacons.read()
+    assert (view.launches, len(view.pids)) == (8, 2)
+    assert view.pids == {_child_of(one.pid), _child_of(other.pid)}
+    one.kill()
+    node.eventually(lambda: beacons.read().launches == 5)
+    assert beacons.read().pids == {_child_of(other.pid)}
+    assert len(list(node.device_dir.beacons.iterdir())) == 1
+    beacons.close()
 
 
 def test_an_online_process_dies_by_a_signal_at_once(gpu_node: GpuNode) -> None:
@@ -318,4 +359,4 @@ def test_a_launch_costs_at_most_twenty_instructions(node: Node, programs: Path) 
         return (instructions(6000, extra) - instructions(1000, extra)) / 5000
 
     assert per_launch(node.beacon()) - per_launch({}) <= 20
-    assert [told.launches for told in _told(node).values()] == [1000]  # each took the slot of the one before
+    assert _told(node) == {}  # each took its page with it

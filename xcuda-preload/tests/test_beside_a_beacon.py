@@ -83,11 +83,11 @@ def test_nothing_is_launched_beside_an_active_online_side_and_much_between(gpu_n
     assert sum(operation.work_ns for operation in between) > 0.25 * (end_ns - begin_ns)
 
 
-def test_what_the_beacon_holds_counts_as_throttled(gpu_node: GpuNode) -> None:
-    online = gpu_node.online(_OVER_AND_OVER)
-    assert gpu_node.hear(online) == "ready"
+def test_one_that_comes_later_is_seen_and_what_it_holds_counts_as_throttled(gpu_node: GpuNode) -> None:
     offline = gpu_node.python(f"{_BEGIN}\nsay('ready')\nwhile True:\n    launch(spin, 50_000, where)\n")
     assert gpu_node.hear(offline) == "ready"
+    online = gpu_node.online(_OVER_AND_OVER)
+    assert gpu_node.hear(online) == "ready"
     first = gpu_node.slot_that(offline.pid, lambda slot: slot.throttled_ns)
     later = gpu_node.slot_that(offline.pid, lambda slot: slot.throttled_ns > first.throttled_ns + 50 * _MS)
     assert later.frozen_ns == first.frozen_ns

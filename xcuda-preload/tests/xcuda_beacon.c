@@ -1,5 +1,6 @@
 /* Threads of an online process that launch, record and wait on the stub driver; for the sanitizers
- * above all. The beacon page is made in $XCUDA_DEVICE_DIR, the stub is on the library path. */
+ * above all. The directory of beacon pages is made in $XCUDA_DEVICE_DIR, the stub is on the library
+ * path. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -68,10 +69,9 @@ int main(void) {
     set_current = dlsym(driver, "cuCtxSetCurrent");
     create_stream = dlsym(driver, "cuStreamCreate");
     create_event = dlsym(driver, "cuEventCreate");
-    static const struct mux_beacon_page empty;
-    make_page(getenv("XCUDA_DEVICE_DIR"), "beacon", MUX_PAGE_BEACON, &empty, sizeof empty,
-              sizeof empty);
-    struct mux_beacon_page *page = map_page(getenv("XCUDA_DEVICE_DIR"), "beacon", sizeof *page);
+    char beacons[PATH_MAX];
+    snprintf(beacons, sizeof beacons, "%s/beacons", getenv("XCUDA_DEVICE_DIR"));
+    expect(mkdir(beacons, 0700) == 0, "there is a directory");
     expect(cuDevicePrimaryCtxRetain(&context, 0) == 0, "there is a context");
 
     pthread_t threads[THREADS];
@@ -80,9 +80,10 @@ int main(void) {
     for (int i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
     set_current(context);
-    expect(mux_load64(&page->slots[0].owner) == mux_owner_of(getpid()), "the process has a slot");
-    expect(mux_load64(&page->slots[0].launches) == atomic_load(&launched), "no launch is lost");
+    const struct mux_beacon_slot *slot = atomic_load(&beacon_slot);
+    expect(mux_load64(&slot->owner) == mux_owner_of(getpid()), "the process has a page");
+    expect(mux_load64(&slot->launches) == atomic_load(&launched), "no launch is lost");
     expect(cuCtxSynchronize() == 0, "everything is complete");
-    expect(mux_load64(&page->slots[0].complete) == atomic_load(&launched), "and said to be so");
+    expect(mux_load64(&slot->complete) == atomic_load(&launched), "and said to be so");
     return 0;
 }

@@ -3,7 +3,7 @@
 ::
 
     <run>/devices/<GPU UUID>/device     device page, written by the monitor
-    <run>/devices/<GPU UUID>/beacon     beacon page, created by the monitor, slots written by online processes
+    <run>/devices/<GPU UUID>/beacons/   beacon pages, each of an online process; the directory is the monitor's
     <run>/devices/<GPU UUID>/breaches   attempts that have broken a rule, written by the monitor for the evictor
     <run>/devices/<GPU UUID>/mps/       CUDA_MPS_PIPE_DIRECTORY of the GPU's control daemon
     <run>/devices/<GPU UUID>/mps-log/   CUDA_MPS_LOG_DIRECTORY
@@ -12,11 +12,13 @@
     <run>/executor.sock                 node-local socket of the executor
 
 It belongs on a tmpfs: pages are mapped, and written ten times a second. Directories can be passed through by everyone
-and listed by their owner alone: a job that is told its own directories sees no others.
+and listed by their owner alone: a job that is told its own directories sees no others. In `beacons`, everybody can make
+files and list them, as in /tmp.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -28,6 +30,9 @@ from muxflow.attempts import attempt_from_name, directory_name
 from muxflow.contracts import Attempt, decode_token, encode_token
 
 VARIABLE: Final = "MUXFLOW_RUN_DIR"
+
+ANYBODYS: Final = 0o1777
+"""Everybody makes files there, and nobody touches those of others."""
 
 _PASSED_THROUGH: Final = 0o711
 _OWN: Final = 0o700
@@ -105,8 +110,8 @@ class DeviceDirectory:
         return self.path / "device"
 
     @property
-    def beacon_page(self) -> Path:
-        return self.path / "beacon"
+    def beacons(self) -> Path:
+        return self.path / "beacons"
 
     @property
     def breaches(self) -> Path:
@@ -126,6 +131,15 @@ class DeviceDirectory:
         """Make it, and what lies above it. Raises OSError as `RunDirectory.prepare`."""
         RunDirectory(self.path.parent.parent).prepare()
         _make(self.path, _PASSED_THROUGH)
+
+    def create_beacons(self) -> None:
+        """Make the directory in which online processes, of whatever user, make their beacon pages. Raises OSError."""
+        self.create()
+        with contextlib.suppress(FileExistsError):
+            self.beacons.mkdir()
+        if not stat.S_ISDIR(self.beacons.lstat().st_mode):
+            raise NotADirectoryError(f"{self.beacons} is no directory")
+        self.beacons.chmod(ANYBODYS)
 
     def create_mps(self) -> None:
         """Make the directories of the control daemon: clients pass through to its pipes, its logs are its user's."""

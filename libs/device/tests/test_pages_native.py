@@ -45,7 +45,8 @@ CONSTANTS = {
     "MUX_JOB_PAGE_BYTES": layout.PAGE_BYTES[layout.PageKind.JOB],
     "MUX_BEACON_PAGE_BYTES": layout.PAGE_BYTES[layout.PageKind.BEACON],
     "MUX_JOB_SLOTS": layout.JOB_SLOTS,
-    "MUX_BEACON_SLOTS": layout.BEACON_SLOTS,
+    "MUX_BEACON_NAME_DIGITS": layout.BEACON_NAME_DIGITS,
+    "MUX_BEACON_PROCESSES": layout.BEACON_PROCESSES,
 }
 
 pytestmark = pytest.mark.xdist_group("pages-native")  # one worker builds them
@@ -153,9 +154,27 @@ def test_the_online_side_keeps_others_off_while_it_is_active_and_a_little_longer
     run(programs, "pages_beacon", "rule", directory)
 
 
-def test_each_online_process_has_its_own_slot(programs: Path, directory: str) -> None:
-    run(programs, "pages_beacon", "claim", directory)
+def test_a_beacon_page_is_its_processs_own_and_made_anew_when_it_is_spoilt(programs: Path, directory: str) -> None:
+    run(programs, "pages_beacon", "own", directory)
 
 
-def test_a_beacon_page_that_is_cut_or_replaced_ends_nobody(programs: Path, directory: str) -> None:
-    run(programs, "pages_beacon", "truncated", directory)
+def test_what_is_in_the_way_of_a_beacon_page_harms_nobody(programs: Path, directory: str) -> None:
+    run(programs, "pages_beacon", "refused", directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system that is small")
+def test_a_full_file_system_refuses_a_beacon_page_before_anybody_counts_in_it(directory: str) -> None:
+    mounted = 'mount -t tmpfs -o size=64k none "$1" && exec "$0" full "$1"'
+    command = ["unshare", "-m", "sh", "-c", mounted, str(built("") / "pages_beacon"), directory]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_beacon_pages_are_found_when_they_come_and_forgotten_when_they_go(programs: Path, directory: str) -> None:
+    run(programs, "pages_beacon", "found", directory)
+
+
+def test_what_lies_beside_beacon_pages_and_what_is_cut_harms_no_reader(programs: Path, directory: str) -> None:
+    run(programs, "pages_beacon", "garbage", directory)

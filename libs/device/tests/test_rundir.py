@@ -40,7 +40,7 @@ def test_all_services_of_a_user_find_the_same_directory(
 def test_names_are_where_the_documentation_says(run: RunDirectory) -> None:
     device, job = run.device("GPU-1.2/../x"), run.job(ATTEMPT)
     assert device.path == run.path / "devices" / "GPU-1=2E2=2F=2E=2E=2Fx"
-    assert (device.device_page.name, device.beacon_page.name) == ("device", "beacon")
+    assert (device.device_page.name, device.beacons.name) == ("device", "beacons")
     assert (device.mps_pipe.name, device.mps_log.name) == ("mps", "mps-log")
     assert job.path == run.path / "jobs" / "team-a.train=2Eresnet.3"
     assert (job.control_page.name, job.job_page.name) == ("control", "job")
@@ -86,6 +86,20 @@ def test_others_pass_through_and_see_no_list(run: RunDirectory) -> None:
     for directory in (run.path, run.path / "jobs", run.job(ATTEMPT).path, device.path, device.mps_pipe):
         assert mode_of(directory) == 0o711, directory
     assert mode_of(device.mps_log) == 0o700
+
+
+def test_everybody_can_make_a_beacon_page_and_nobody_take_away_another_ones(run: RunDirectory) -> None:
+    before = os.umask(0o077)
+    try:
+        for _ in range(2):
+            run.device("GPU-1").create_beacons()
+    finally:
+        os.umask(before)
+    assert mode_of(run.device("GPU-1").beacons) == 0o1777
+    run.device("GPU-2").create()
+    run.device("GPU-2").beacons.symlink_to(run.device("GPU-1").beacons)
+    with pytest.raises(NotADirectoryError):
+        run.device("GPU-2").create_beacons()
 
 
 def test_a_directory_that_others_can_write_is_refused(run: RunDirectory) -> None:

@@ -15,7 +15,7 @@ from muxflow_device.attribution.jobs import OfflineJob, OfflineJobs, memory_byte
 from muxflow_device.attribution.online import OnlineMeter
 from muxflow_device.attribution.processes import Crowd, ProcessTable, Side
 from muxflow_device.nvml import Nvml
-from muxflow_device.pages import BeaconPage, BeaconView, PageError
+from muxflow_device.pages import Beacons, BeaconView
 from muxflow_device.processes import lives, owner_of
 from muxflow_device.readings.look import GpuProcess, Look
 from muxflow_device.readings.reader import GpuReader
@@ -53,13 +53,12 @@ class Observer:
         slo_ratio: Callable[[str], float | None],
         beacon_obeyed: bool,
     ) -> None:
-        """Make and open what it looks at. Raises OSError, PageError."""
-        self._directory = directory = run.device(uuid)
-        self._uuid = uuid
+        """Make and open what it looks at. Raises OSError."""
+        self._directory = run.device(uuid)
         self._reader = GpuReader(nvml, uuid)
         self._jobs = OfflineJobs(run, uuid)
-        BeaconPage.create(directory, uuid=uuid)
-        self._beacon = BeaconPage(directory)
+        self._directory.create_beacons()
+        self._beacons = Beacons(self._directory)
         self._beacon_obeyed = beacon_obeyed
         self._beacon_problem: str | None = None
         self._slo_ratio = slo_ratio
@@ -84,7 +83,7 @@ class Observer:
         self._busy.take(time.monotonic_ns(), jobs)
         pids = tuple(pid for job in jobs for pid in job.pids)
         self._sort(look, pids)
-        beacon = self._look_at_beacon()
+        beacon = self._look_at_beacons()
         beacons = self._all_carry(beacon)
         activity_pct = self._online.estimate_pct(look, self._busy, self._crowd, apart=beacons is True)
         readings = Readings(
@@ -128,23 +127,20 @@ class Observer:
         """Let everything go."""
         self._reader.close()
         self._jobs.close()
-        self._beacon.close()
+        self._beacons.close()
 
-    def _look_at_beacon(self) -> BeaconView:
-        """See what online processes say. A page that is gone is made anew: they look for it once a second."""
-        view = self._beacon.read()
+    def _look_at_beacons(self) -> BeaconView:
+        """See what online processes say. A directory that is gone is made anew: they look for it once a second."""
+        view = self._beacons.read()
         if view.problem is None:
             return view
         try:
-            BeaconPage.create(self._directory, uuid=self._uuid)
-            renewed = BeaconPage(self._directory)
-        except (PageError, OSError) as error:
+            self._directory.create_beacons()
+        except OSError as error:
             if view.problem != self._beacon_problem:
                 log.warning("nobody can tell of launches", problem=view.problem, error=str(error))
         else:
-            log.warning("the beacon page is made anew", problem=view.problem)
-            self._beacon.close()
-            self._beacon = renewed
+            log.warning("the directory of beacon pages is made anew", problem=view.problem)
         self._beacon_problem = view.problem
         return view
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import time
 from pathlib import Path
 
@@ -100,17 +101,14 @@ async def test_a_page_that_is_removed_is_made_anew_with_its_gate(lonely: Watched
     assert lonely.logged("the device page is made anew")
 
 
-@pytest.mark.parametrize("how", ["removed", "truncated"])
-async def test_a_beacon_page_that_is_gone_is_made_anew(lonely: WatchedNode, how: str) -> None:
+async def test_a_directory_of_beacon_pages_that_is_gone_is_made_anew(lonely: WatchedNode) -> None:
     await healthy(lonely)
-    page = lonely.run.device(lonely.uuids[0]).beacon_page
-    size = page.stat().st_size
-    if how == "removed":
-        page.unlink()
-    else:
-        os.truncate(page, 0)
-    await until(lambda: page.exists() and page.stat().st_size == size, "another page")
-    assert lonely.logged("the beacon page is made anew")
+    beacons = lonely.run.device(lonely.uuids[0]).beacons
+    (beacons / f"{1:016x}").touch()
+    await until(lambda: not any(beacons.iterdir()), "what nobody holds cleared away")
+    beacons.rmdir()
+    await until(lambda: beacons.exists() and stat.S_IMODE(beacons.stat().st_mode) == 0o1777, "another directory")
+    assert lonely.logged("the directory of beacon pages is made anew")
 
 
 async def test_a_lost_gpu_freezes_at_once_and_opens_after_it_has_been_calm(

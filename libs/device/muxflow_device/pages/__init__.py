@@ -6,7 +6,7 @@ page            is written through          is read through
 device page     `DevicePageWriter`          `DevicePage`
 job control     `JobControlWriter`          `JobControl`
 job page        xCUDA (`JobPage.create`)    `JobPage`
-beacon page     xCUDA (`BeaconPage.create`) `BeaconPage`
+beacon pages    xCUDA                       `Beacons`
 ==============  ==========================  ================================
 
 `xcuda-preload/include/muxflow_pages.h` says what is in them.
@@ -14,15 +14,15 @@ beacon page     xCUDA (`BeaconPage.create`) `BeaconPage`
 
 from __future__ import annotations
 
-from muxflow_device.pages.beacon import BeaconPage, BeaconView
+from muxflow_device.pages.beacon import Beacons, BeaconView
 from muxflow_device.pages.control import JobControl, JobControlWriter, JobLimits, JobOrder
 from muxflow_device.pages.device import DevicePage, DevicePageWriter, DeviceReport, DeviceView
 from muxflow_device.pages.errors import PageError, PageInUseError, PageLostError
 from muxflow_device.pages.job import JobPage, JobUsage, ProcessSlot
 
 __all__ = [
-    "BeaconPage",
     "BeaconView",
+    "Beacons",
     "DevicePage",
     "DevicePageWriter",
     "DeviceReport",

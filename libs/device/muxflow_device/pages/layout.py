@@ -18,7 +18,8 @@ ATTEMPT_BYTES: Final = 320
 CAUSE_BYTES: Final = 160
 
 JOB_SLOTS: Final = 64
-BEACON_SLOTS: Final = 63
+BEACON_NAME_DIGITS: Final = 16
+BEACON_PROCESSES: Final = 64
 
 
 class PageKind(IntEnum):
@@ -133,7 +134,7 @@ class RawJobPage(Structure):
 
 
 class RawBeaconSlot(Structure):
-    """One online process."""
+    """What an online process says."""
 
     _fields_ = [
         ("owner", c_uint64),
@@ -144,12 +145,12 @@ class RawBeaconSlot(Structure):
 
 
 class RawBeaconPage(Structure):
-    """The beacon page."""
+    """A beacon page."""
 
     _fields_ = [
         ("header", Header),
         ("pad0", c_uint8 * (128 - sizeof(Header))),
-        ("slots", RawBeaconSlot * BEACON_SLOTS),
+        ("slot", RawBeaconSlot),
     ]
 
 
