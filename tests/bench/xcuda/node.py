@@ -20,7 +20,7 @@ from muxflow_decisions.device.budget import window_us
 from muxflow_decisions.device.gate import FROZEN, Gate, GateState, JobPhase
 from muxflow_decisions.device.policy import DevicePolicy
 from muxflow_device import native
-from muxflow_device.pages import BeaconPage, DevicePageWriter, JobControlWriter, JobLimits, JobOrder, JobPage
+from muxflow_device.pages import DevicePageWriter, JobControlWriter, JobLimits, JobOrder, JobPage
 from muxflow_device.rundir import RunDirectory
 from muxflow_simgpu import Operation, SimulatedMachine, native_dir
 
@@ -72,7 +72,7 @@ class Node:
         self._device = DevicePageWriter(
             self._device_dir, uuid=GPU, stale_after_ms=_STALE_AFTER_MS, beacon_holdoff_us=_HOLDOFF_US
         )
-        BeaconPage.create(self._device_dir, uuid=GPU)
+        self._device_dir.create_beacons()
         limits = JobLimits(gpu=GPU, quota_bytes=quota_bytes, context_bytes=_CONTEXT_BYTES)
         wide = Gate(state=GateState.OPEN, budget_permille=1000, window_us=NO_WINDOW_US)
         self._control = JobControlWriter(self._job_dir, limits, JobOrder(gate=wide, phase=JobPhase.RUN))
