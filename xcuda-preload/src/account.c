@@ -35,6 +35,19 @@ void account_unreserve(int64_t reserved_ns) {
     atomic_fetch_sub(&account.window_used_ns, reserved_ns);
 }
 
+void account_launched(uint32_t launches, int64_t cost_ns) {
+    int32_t change = (int32_t)launches; /* a launch that was refused is taken out again */
+    atomic_fetch_add_explicit(&account.launches, (uint64_t)(int64_t)change, memory_order_relaxed);
+    atomic_fetch_add_explicit(&account.in_flight, launches, memory_order_relaxed);
+    atomic_fetch_add_explicit(&account.in_flight_ns, cost_ns, memory_order_relaxed);
+}
+
+void account_landed(uint32_t launches, int64_t cost_ns) {
+    atomic_fetch_sub_explicit(&account.in_flight, launches, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&account.in_flight_ns, cost_ns, memory_order_relaxed);
+    account_unreserve(cost_ns);
+}
+
 void account_expect(int64_t due_ns) {
     int64_t before_ns = atomic_load(&account.due_ns);
     while (before_ns < due_ns && !atomic_compare_exchange_weak(&account.due_ns, &before_ns, due_ns))

@@ -22,11 +22,11 @@ struct account {
     _Atomic int64_t held_ns;        /* when one was last held at a frozen gate; no lock */
     _Atomic uint64_t throttled_ns;  /* no lock */
     _Atomic uint64_t frozen_ns;     /* no lock */
-    uint64_t launches;              /* let through */
+    _Atomic uint64_t launches;      /* let through; no lock */
+    _Atomic int64_t in_flight_ns;   /* what the launches in flight cost; no lock */
+    _Atomic uint32_t in_flight;     /* launches; no lock */
     uint64_t busy_ns;               /* measured */
     int64_t charged_ns;             /* charged to the budget for what is in flight */
-    int64_t in_flight_ns;           /* what the launches in flight cost */
-    uint32_t in_flight;             /* launches */
     struct timeline timeline;
     /* Of late: what lanes were busy each, and what they were busy together. */
     int64_t each_ns, together_ns;
@@ -43,6 +43,11 @@ void account_unlock(void);
 bool account_reserve(int64_t wanted_ns, int64_t window_ns, int64_t progress_ns);
 
 void account_unreserve(int64_t reserved_ns);
+
+/* Enters launches, and what they cost of the window, into the counts; and that they are complete,
+ * which gives that back. */
+void account_launched(uint32_t launches, int64_t cost_ns);
+void account_landed(uint32_t launches, int64_t cost_ns);
 
 /* Enters when what was just launched is expected to be complete. */
 void account_expect(int64_t due_ns);

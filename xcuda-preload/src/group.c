@@ -40,8 +40,14 @@ static CUevent mark(const struct lane *lane) {
     return NULL;
 }
 
+static void note_sample(struct lane *lane, int64_t now_ns) {
+    lane->since_sample = 0;
+    lane->sampled_ns = now_ns;
+}
+
 void group_open(struct lane *lane, const struct grant *grant, int64_t now_ns) {
-    group_poll(lane, now_ns);
+    if (grant->sample || grant->exact) /* what it seems to follow on may have been over for long */
+        group_poll(lane, now_ns);
     bool follows = lane->count > 0;
     lane->group = (struct group){
         .charged_ns = grant->charge_ns,
@@ -60,7 +66,7 @@ void group_open(struct lane *lane, const struct grant *grant, int64_t now_ns) {
     lane->close_now = grant->sample;
     lane->open = true;
     if (grant->sample)
-        lane->since_sample = 0;
+        note_sample(lane, now_ns);
 }
 
 static int64_t cost_of(const struct estimate *estimate) {
@@ -93,11 +99,7 @@ void group_uncount(struct lane *lane) {
 
 void group_report(struct lane *lane) {
     int64_t cost_ns = lane->granted_ns - lane->credit_ns;
-    account_lock();
-    account.launches += lane->launches - lane->reported;
-    account.in_flight += lane->launches - lane->reported;
-    account.in_flight_ns += cost_ns - lane->reported_ns;
-    account_unlock();
+    account_launched(lane->launches - lane->reported, cost_ns - lane->reported_ns);
     lane->reported = lane->launches;
     lane->reported_ns = cost_ns;
 }
@@ -146,9 +148,10 @@ static bool in_flight_at(const struct group *group, int64_t at_ns, int64_t ended
 /* What was in flight while another launch was held up may have waited for that one. If such a time
  * were learned, the next launch that it waits for would be held up as long, and so on. When a
  * launch that went out of turn has freed it, what came after that is all that it takes. */
-static void learn(const struct group *group, int64_t busy_ns, int64_t ended_ns) {
+static void learn(struct lane *lane, const struct group *group, int64_t busy_ns, int64_t now_ns) {
     if (group->only == NULL || group->launches == 0)
         return;
+    int64_t ended_ns = lane->last_end.our_ns;
     int64_t freed_ns = atomic_load(&account.out_of_turn_ns);
     if (in_flight_at(group, freed_ns, ended_ns) && busy_ns > ended_ns - freed_ns) {
         estimate_forget(group->only->work);
@@ -158,6 +161,8 @@ static void learn(const struct group *group, int64_t busy_ns, int64_t ended_ns) 
     if (in_flight_at(group, atomic_load(&account.held_ns), ended_ns) && busy_ns > group->mean_ns)
         return;
     bool measured = group->sample || group->backlogged;
+    if (measured)
+        note_sample(lane, now_ns);
     bool bounded = busy_ns < group->mean_ns; /* it took less than expected, idle times included */
     if (measured || bounded)
         estimate_learn(group->only, busy_ns / group->launches, group->launches);
@@ -190,13 +195,11 @@ static void complete(struct lane *lane, struct group *group, CUevent end, int64_
     int64_t span_ns = measure(lane, group, end, now_ns);
     int64_t busy_ns = busy_ns_of(group, span_ns);
     if (span_ns >= 0)
-        learn(group, busy_ns, lane->last_end.our_ns);
+        learn(lane, group, busy_ns, now_ns);
     account_busy(lane->last_end.our_ns - busy_ns, lane->last_end.our_ns);
     account.charged_ns -= group->charged_ns;
-    account.in_flight -= group->launches;
-    account.in_flight_ns -= group->cost_ns;
     account_unlock();
-    account_unreserve(group->cost_ns);
+    account_landed(group->launches, group->cost_ns);
     atomic_store(&account.progress_ns, now_ns);
 }
 
@@ -208,6 +211,7 @@ static void leave_flight(struct lane *lane, CUevent end, int64_t now_ns) {
 }
 
 void group_close(struct lane *lane, int64_t now_ns) {
+    group_poll(lane, now_ns);
     struct group *group = shut(lane, now_ns);
     if (group->launches > 0)
         group->end = mark(lane);
@@ -216,8 +220,7 @@ void group_close(struct lane *lane, int64_t now_ns) {
         return;
     }
     const struct group *before = newest(lane);
-    group->backlogged =
-        group->follows && before != NULL && driver.event_query(before->end) == CUDA_ERROR_NOT_READY;
+    group->backlogged = group->follows && before != NULL;
     bool waits = group->follows && before != NULL && before->due_ns > group->opened_ns;
     group->due_ns = (waits ? before->due_ns : group->opened_ns) + group->mean_ns;
     account_expect(group->due_ns);
@@ -247,14 +250,23 @@ void group_make_room(struct lane *lane) {
 
 /* Whatever the driver answers but "not ready" ends the wait: a group of a broken context will
  * never be complete in a better way. */
+static bool poll_oldest(struct lane *lane, int64_t now_ns) {
+    CUevent end = lane->groups[lane->first].end;
+    CUresult result = driver.event_query(end);
+    if (result == CUDA_ERROR_NOT_READY)
+        return false;
+    leave_flight(lane, result == CUDA_SUCCESS ? end : NULL, now_ns);
+    return true;
+}
+
 void group_poll(struct lane *lane, int64_t now_ns) {
-    while (lane->count > 0) {
-        CUevent end = lane->groups[lane->first].end;
-        CUresult result = driver.event_query(end);
-        if (result == CUDA_ERROR_NOT_READY)
-            return;
-        leave_flight(lane, result == CUDA_SUCCESS ? end : NULL, now_ns);
-    }
+    while (lane->count > 0 && poll_oldest(lane, now_ns))
+        continue;
+}
+
+void group_poll_due(struct lane *lane, int64_t now_ns) {
+    while (lane->count > 0 && group_due_ns(lane) <= now_ns && poll_oldest(lane, now_ns))
+        continue;
 }
 
 void group_all_complete(struct lane *lane, int64_t now_ns) {

@@ -49,8 +49,9 @@ void group_report(struct lane *lane);
 /* Closes the open group with a mark behind it. The lane's context must be current. */
 void group_close(struct lane *lane, int64_t now_ns);
 
-/* Looks which groups are complete. */
+/* Looks which groups are complete; or which of those that should be. */
 void group_poll(struct lane *lane, int64_t now_ns);
+void group_poll_due(struct lane *lane, int64_t now_ns);
 
 /* The stream has nothing left to do: all groups of the lane are complete, the open one too. */
 void group_all_complete(struct lane *lane, int64_t now_ns);

@@ -76,20 +76,9 @@ class Hook(NamedTuple):
 
     @property
     def named(self) -> tuple[str, str]:
-        """The stream as the program names it, and what it means by NULL.
-
-        In twins for per-thread streams NULL is replaced at once: a thread remembers its lanes by name.
-        """
-        name = self.details[0]
+        """The stream as the program names it, and what it means by NULL."""
         own = "CU_STREAM_PER_THREAD" if self.name.endswith(("_ptsz", "_ptds")) else "CU_STREAM_LEGACY"
-        if own == "CU_STREAM_LEGACY":
-            return name, own
-        return (own if name == "NULL" else f"stream_named({name}, {own})"), own
-
-    @property
-    def beacon_stream(self) -> str:
-        """The stream as an online process counts it: each thread's own has a name, and NULL stays NULL."""
-        return self.named[0].replace("CU_STREAM_PER_THREAD", "BEACON_OWN_STREAM")
+        return self.details[0], own
 
     @property
     def stream(self) -> str:
@@ -98,6 +87,13 @@ class Hook(NamedTuple):
             return "STREAM_ALL"
         name, if_null = self.named
         return if_null if name == "NULL" else f"stream_named({name}, {if_null})"
+
+    @property
+    def beacon_stream(self) -> str:
+        """The stream as an online process counts it: each thread's own has a name, and NULL stays NULL."""
+        if self.named[1] == "CU_STREAM_LEGACY":
+            return self.details[0]
+        return self.stream.replace("CU_STREAM_PER_THREAD", "BEACON_OWN_STREAM")
 
 
 def read(path: Path) -> list[Hook]:
@@ -158,8 +154,9 @@ def gated(hook: Hook) -> str:
     """What a hook does in a job, or in a program of nobody's."""
     index = f"HOOK_{hook.name}"
     if hook.kind == "launch":
+        named, if_null = hook.named
         return (
-            f"    struct lane *lane = launch_enter({hook.named[0]}, {hook.details[1]});\n"
+            f"    struct lane *lane = launch_enter({named}, {if_null}, {hook.details[1]});\n"
             "    if (__builtin_expect(lane == NULL, 0))\n"
             f"        return slow_{hook.name}({hook.arguments});\n"
             f"    CUresult result = {hook.real};\n"

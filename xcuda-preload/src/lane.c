@@ -7,10 +7,10 @@
 #include "group.h"
 
 /* Each of these names has its place elsewhere. */
-#define NOBODY                                                      \
-    {                                                               \
-        .streams = {STREAM_ALL, STREAM_ALL, STREAM_ALL, NULL,       \
-                    STREAM_ALL, STREAM_ALL, STREAM_ALL, STREAM_ALL} \
+#define NOBODY                                                    \
+    {                                                             \
+        .names = {STREAM_ALL, STREAM_ALL, STREAM_ALL, NULL,       \
+                  STREAM_ALL, STREAM_ALL, STREAM_ALL, STREAM_ALL} \
     }
 _Static_assert(THREAD_LANES == 8 && (uint32_t)-1 * LANE_FACTOR >> 29 == 3, "NULL is in that place");
 
@@ -46,7 +46,7 @@ static bool mine(const struct lane *lane) {
  * between, or the driver calls itself by name. */
 static bool interrupted(const struct lane *lane) {
     return atomic_load_explicit(&lane->holder, memory_order_relaxed) == &self ||
-           (mine(lane) && atomic_load_explicit(&lane->launching, memory_order_relaxed) > 0);
+           (mine(lane) && atomic_load_explicit(&lane->launching, memory_order_relaxed) != 0);
 }
 
 /* Shuts the short way, unless somebody else has done so. */
@@ -59,7 +59,7 @@ static bool shut(struct lane *lane) {
 }
 
 bool lane_try(struct lane *lane) {
-    if (atomic_load_explicit(&lane->launching, memory_order_relaxed) > 0 || !shut(lane))
+    if (atomic_load_explicit(&lane->launching, memory_order_relaxed) != 0 || !shut(lane))
         return false;
     if (atomic_load(&lane->launching) == 0)
         return true;
@@ -90,7 +90,7 @@ static bool wait_to_hold(struct lane *lane) {
             return false;
         clock_doze(50000);
     }
-    while (atomic_load(&lane->launching) > 0) {
+    while (atomic_load(&lane->launching) != 0) {
         if (mine(lane)) {
             lane_release(lane);
             return false;
@@ -169,9 +169,9 @@ struct lane *lane_hold(CUstream stream) {
     }
 }
 
-void lane_remember(struct lane *lane, CUstream as_named) {
-    unsigned place = lane_place(as_named);
-    self.streams[place] = as_named;
+void lane_remember(struct lane *lane, CUstream name) {
+    unsigned place = lane_place(name);
+    self.names[place] = name;
     self.lanes[place] = lane;
     self.lives[place] = lane->life;
 }

@@ -7,8 +7,8 @@
  * From the look at the gate until the driver has taken the launch a lane is its thread's, so that
  * who else has it knows that nothing of it is being launched. There are two ways to have it:
  *
- *   launching  the short way of its own thread (launch_enter in launch.h; stub.h): adds 1 to
- *              `launching`, then looks whether `open_to` is the life that it remembers
+ *   launching  the short way of its own thread (launch_enter in launch.h; stub.h): adds
+ *              LANE_ONCE to `launching`, then looks whether `open_to` is the life that it remembers
  *   held       everybody else, the thread itself on the long way, too: takes `holder`, stores 0
  *              into `open_to`, then looks whether `launching` is 0
  *
@@ -63,9 +63,9 @@ struct group {
 /* No stream in particular. */
 #define STREAM_ALL ((CUstream) ~(uintptr_t)0)
 
-/* Lanes as a thread remembers them: by the stream as the program names it. */
+/* Lanes as a thread remembers them: by the stream as the program names it (lane_name). */
 struct thread {
-    CUstream streams[THREAD_LANES]; /* in a place that is not its own: nothing is remembered */
+    CUstream names[THREAD_LANES]; /* in a place that is not its own: nothing is remembered */
     struct lane *lanes[THREAD_LANES];
     uint64_t lives[THREAD_LANES]; /* of the lanes, then */
     uint32_t in_callback;         /* of the driver: depth */
@@ -74,9 +74,9 @@ struct thread {
 
 struct lane {
     /* What launches touch: one cache line. */
-    _Atomic uint32_t launching; /* its thread is on the short way: depth */
-    uint32_t launches;          /* of the open group */
-    _Atomic uint64_t open_to;   /* the life for which the short way is open; 0: somebody holds it */
+    _Atomic int32_t launching; /* LANE_ONCE: its thread is on the short way; 0: it is not */
+    uint32_t launches;         /* of the open group */
+    _Atomic uint64_t open_to;  /* the life for which the short way is open; 0: somebody holds it */
     uint64_t device_word, job_word; /* of the gate, under which the open group was granted */
     int64_t credit_ns;              /* of the grant, not yet used; below 0: no group is open */
     int64_t mean_ns;                /* expected for the launches */
@@ -92,7 +92,8 @@ struct lane {
 
     bool open;
     bool close_now;        /* the launch that is being made is the last of its group */
-    uint32_t since_sample; /* launches in closed groups since one was measured alone */
+    uint32_t since_sample; /* launches in closed groups since the time of one was measured */
+    int64_t sampled_ns;    /* when that was */
     struct estimate *only; /* of the first launch of the open group */
     uint32_t reported; /* launches of the open group that the account knows of, and their cost */
     int64_t reported_ns;
@@ -117,24 +118,33 @@ static inline CUstream stream_named(CUstream stream, CUstream if_null) {
 /* An odd factor with bits all over: streams are told apart by the upper ones of a product. */
 #define LANE_FACTOR UINT32_C(0x9e3779b1)
 
-/* Where a thread remembers its lane for a stream. */
-static inline unsigned lane_place(CUstream stream) {
-    return (uint32_t)(uintptr_t)stream * LANE_FACTOR >> 29;
+/* A stream as it is remembered. To the twins of functions for per-thread streams NULL is another
+ * one; their names lie between those of streams. */
+static inline CUstream lane_name(CUstream as_named, CUstream if_null) {
+    return if_null == CU_STREAM_PER_THREAD ? (CUstream)((uintptr_t)as_named + 2) : as_named;
 }
+
+/* Where a thread remembers its lane for a stream of that name. */
+static inline unsigned lane_place(CUstream name) {
+    return (uint32_t)(uintptr_t)name * LANE_FACTOR >> 29;
+}
+
+/* Twice it is negative: a handler of a signal has come in between, or the driver calls itself by
+ * name. Such a launch takes the long way, which lets it pass. */
+#define LANE_ONCE (INT32_C(1) << 30)
 
 /* The short way into a lane that was remembered; false if somebody else has it, or it has another
  * life. */
 static inline bool lane_enter(struct lane *lane, uint64_t life) {
-    uint32_t depth = atomic_fetch_add(&lane->launching, 1);
-    if (__builtin_expect(depth == 0 && atomic_load(&lane->open_to) == life, 1))
+    int32_t before = atomic_fetch_add(&lane->launching, LANE_ONCE);
+    if (__builtin_expect(before == 0 && atomic_load(&lane->open_to) == life, 1))
         return true;
-    atomic_store_explicit(&lane->launching, depth, memory_order_release);
+    atomic_store_explicit(&lane->launching, before, memory_order_release);
     return false;
 }
 
 static inline void lane_leave(struct lane *lane) {
-    uint32_t depth = atomic_load_explicit(&lane->launching, memory_order_relaxed);
-    atomic_store_explicit(&lane->launching, depth - 1, memory_order_release);
+    atomic_store_explicit(&lane->launching, 0, memory_order_release);
 }
 
 static inline bool lane_is(const struct lane *lane, const struct thread *owner, CUstream stream) {
@@ -147,8 +157,8 @@ bool lane_try(struct lane *lane);
 
 void lane_release(struct lane *lane);
 
-/* Remembers the lane, which this thread holds, for the stream as the program names it. */
-void lane_remember(struct lane *lane, CUstream as_named);
+/* Remembers the lane, which this thread holds, by that name. */
+void lane_remember(struct lane *lane, CUstream name);
 
 /* Tries to hold a lane of this thread's by its place; NULL if that is nothing. */
 struct lane *lane_try_own(unsigned place);

@@ -12,10 +12,11 @@
 #include "warden.h"
 
 /* What stub.h believes. */
-_Static_assert(offsetof(struct thread, streams) == STUB_SELF_STREAMS, "stub.h");
+_Static_assert(offsetof(struct thread, names) == STUB_SELF_NAMES, "stub.h");
 _Static_assert(offsetof(struct thread, lanes) == STUB_SELF_LANES, "stub.h");
 _Static_assert(offsetof(struct thread, lives) == STUB_SELF_LIVES, "stub.h");
 _Static_assert(offsetof(struct lane, launching) == STUB_LANE_LAUNCHING, "stub.h");
+_Static_assert(LANE_ONCE == STUB_LANE_ONCE, "stub.h");
 _Static_assert(offsetof(struct lane, launches) == STUB_LANE_LAUNCHES, "stub.h");
 _Static_assert(offsetof(struct lane, open_to) == STUB_LANE_OPEN_TO, "stub.h");
 _Static_assert(offsetof(struct lane, device_word) == STUB_LANE_DEVICE_WORD, "stub.h");
@@ -40,8 +41,10 @@ enum { GROUPS_PER_WINDOW = 4 };
 /* What is not known to be complete counts as at least so much of a window, however late it is. */
 enum { DOUBTS_PER_WINDOW = 8 };
 
-/* When a lane has made so many launches, the first one of the next group is measured alone. */
-enum { SAMPLE_EVERY = 250 };
+/* When a lane has made so many launches in so long a time, and none was measured, the first one of
+ * the next group is measured alone. */
+enum { SAMPLE_EVERY = 100 };
+#define SAMPLE_EVERY_NS INT64_C(20000000)
 
 /* Work that takes this long is always measured: two marks more are nothing beside it. */
 #define ALWAYS_EXACT_NS INT64_C(100000)
@@ -64,23 +67,35 @@ enum hindrance {
 
 /* How one launch has waited so far. */
 struct wait {
-    int64_t step_ns; /* of the last doze; 0: none yet */
+    bool begun;
+    int64_t step_ns; /* of the last doze for something that was overdue; 0: none yet */
     int64_t open_ns; /* since when the gate has been open, for this launch */
+    int64_t due_ns;  /* when the next group of another lane is expected to be complete */
 };
 
-static void look_after(struct lane *lane, void *now_ns) {
+struct look {
+    int64_t now_ns, due_ns;
+};
+
+static void look_after(struct lane *lane, void *context) {
+    struct look *look = context;
     int mode = capture_relax();
-    group_poll(lane, *(int64_t *)now_ns);
+    group_poll_due(lane, look->now_ns);
     if (capture_spares(lane))
-        group_ask_if_quiet(lane, *(int64_t *)now_ns);
+        group_ask_if_quiet(lane, look->now_ns);
     capture_restore(mode);
+    int64_t due_ns = group_due_ns(lane);
+    if (due_ns > 0 && due_ns < look->due_ns)
+        look->due_ns = due_ns;
 }
 
-/* Sees what is complete in other lanes. With several contexts the current one is that of this
- * thread's lane, not of each of them: then it is left to the warden. */
-static void look_after_all(int64_t now_ns) {
+/* Sees what is complete in other lanes, and when the next of them is due. With several contexts the
+ * current one is that of this thread's lane, not of each of them: then it is left to the warden. */
+static int64_t look_after_all(int64_t now_ns) {
+    struct look look = {.now_ns = now_ns, .due_ns = INT64_MAX};
     if (!(atomic_load(&attention) & ATTENTION_CONTEXTS))
-        lane_each(look_after, &now_ns, false);
+        lane_each(look_after, &look, false);
+    return look.due_ns;
 }
 
 /* A thread that has to wait makes no more launches anywhere: its groups end here, and not when it
@@ -103,20 +118,30 @@ static void close_own(void) {
 /* How long to sleep: until what is waited for is due; when it is not known, or overdue, a little
  * longer each time. Never so long that a gate that opens is seen late. */
 static int64_t step_ns(struct wait *wait, int64_t due_in_ns) {
-    wait->step_ns = wait->step_ns == 0 ? SHORTEST_WAIT_NS : wait->step_ns + wait->step_ns / 2;
-    if (due_in_ns > 0)
-        wait->step_ns = due_in_ns < SHORTEST_WAIT_NS ? SHORTEST_WAIT_NS : due_in_ns;
-    if (wait->step_ns > LONGEST_WAIT_NS)
-        wait->step_ns = LONGEST_WAIT_NS;
-    return wait->step_ns;
+    if (due_in_ns <= 0 && wait->step_ns < LONGEST_WAIT_NS)
+        wait->step_ns += wait->step_ns / 2 + SHORTEST_WAIT_NS;
+    int64_t step_ns = due_in_ns > 0 ? due_in_ns : wait->step_ns;
+    if (step_ns < SHORTEST_WAIT_NS)
+        step_ns = SHORTEST_WAIT_NS;
+    return step_ns < LONGEST_WAIT_NS ? step_ns : LONGEST_WAIT_NS;
+}
+
+/* Until the next group is due: the lane's own, where it has one, or another one. 0: not known. */
+static int64_t next_due_in_ns(const struct wait *wait, int64_t due_in_ns, int64_t now_ns) {
+    int64_t other_in_ns = wait->due_ns == INT64_MAX ? INT64_MAX : wait->due_ns - now_ns;
+    int64_t next_ns = other_in_ns < due_in_ns ? other_in_ns : due_in_ns;
+    return next_ns == INT64_MAX ? 0 : next_ns;
 }
 
 /* Sleeps, with no lane in hand: signals are handled, and whoever drains the process does not wait
  * for this thread. */
 static void wait_for(struct wait *wait, enum hindrance why, int64_t due_in_ns) {
     int64_t before_ns = clock_now_ns();
-    if (wait->step_ns == 0 && !(atomic_load(&attention) & ATTENTION_CONTEXTS))
+    if (!wait->begun && !(atomic_load(&attention) & ATTENTION_CONTEXTS))
         close_own();
+    wait->begun = true;
+    if (why == WINDOW)
+        due_in_ns = next_due_in_ns(wait, due_in_ns, before_ns);
     clock_doze(step_ns(wait, due_in_ns));
     warden_wake();
     int64_t now_ns = clock_now_ns();
@@ -126,7 +151,7 @@ static void wait_for(struct wait *wait, enum hindrance why, int64_t due_in_ns) {
         wait->open_ns = now_ns;
         atomic_store(&account.held_ns, now_ns);
     } else {
-        look_after_all(now_ns);
+        wait->due_ns = look_after_all(now_ns);
     }
 }
 
@@ -168,15 +193,30 @@ static bool fits_open_group(const struct request *request) {
            lane->job_word == request->look.job_word;
 }
 
+static bool out_of_turn(struct request *request, int64_t open_since_ns) {
+    request->out_of_turn |= account_out_of_turn(request->now_ns, open_since_ns);
+    return request->out_of_turn;
+}
+
+/* Takes it, whether it is there or not. */
+static int64_t take(int64_t cost_ns) {
+    account_unreserve(-cost_ns);
+    return cost_ns;
+}
+
 /* Takes time from the window: as much as a group may have, or at least this launch. 0: it must
  * wait. */
 static int64_t reserve(struct request *request, int64_t open_since_ns) {
     int64_t window_ns = window_ns_of(request), cost_ns = request->cost_ns;
     int64_t progress_ns =
         group_progress_ns(request->lane, request->now_ns, window_ns / DOUBTS_PER_WINDOW);
-    int64_t group_ns = window_ns / GROUPS_PER_WINDOW;
-    if (!request->sample && group_ns > cost_ns && account_reserve(group_ns, window_ns, progress_ns))
-        return group_ns;
+    int64_t group_ns = window_ns / GROUPS_PER_WINDOW, least_group_ns = group_ns / 2;
+    for (; !request->sample && group_ns > cost_ns && group_ns >= least_group_ns; group_ns /= 2) {
+        if (account_reserve(group_ns, window_ns, progress_ns))
+            return group_ns;
+    }
+    if (!request->sample && cost_ns < least_group_ns) /* of many small groups each has its marks */
+        return out_of_turn(request, open_since_ns) ? take(cost_ns) : 0;
     /* An unknown launch goes when there is room at all. It then takes the whole window, so that
      * nothing goes beside it. */
     int64_t least_ns = request->unknown ? 1 : cost_ns;
@@ -184,10 +224,7 @@ static int64_t reserve(struct request *request, int64_t open_since_ns) {
         account_unreserve(least_ns - cost_ns);
         return cost_ns;
     }
-    if (!request->out_of_turn && !account_out_of_turn(request->now_ns, open_since_ns))
-        return 0;
-    account_unreserve(-cost_ns);
-    return cost_ns;
+    return out_of_turn(request, open_since_ns) ? take(cost_ns) : 0;
 }
 
 /* Whether the online side keeps this launch off. A job that trickles saves its state, while the
@@ -205,6 +242,11 @@ static bool beacon_holds(struct request *request, int64_t open_since_ns) {
     return !request->out_of_turn;
 }
 
+static bool is_sample_due(const struct request *request) {
+    return request->lane->since_sample >= SAMPLE_EVERY &&
+           request->now_ns - request->lane->sampled_ns >= SAMPLE_EVERY_NS;
+}
+
 static enum hindrance try_admit(struct request *request, const struct wait *wait) {
     struct lane *lane = request->lane;
     uint32_t permille = request->look.gate.budget_permille;
@@ -220,19 +262,21 @@ static enum hindrance try_admit(struct request *request, const struct wait *wait
     }
     if (lane->open)
         group_close(lane, request->now_ns);
-    group_poll(lane, request->now_ns);
-    request->sample |= lane->since_sample >= SAMPLE_EVERY;
+    else
+        group_poll_due(lane, request->now_ns);
+    request->sample |= is_sample_due(request);
 
     int64_t budget_wait_ns = account_budget_wait_ns(request->now_ns, permille);
     if (budget_wait_ns > 0) {
         request->due_in_ns = budget_wait_ns;
         return BUDGET;
     }
+    /* The last group in flight may have a quarter of the window left (account.c). */
+    int64_t early_ns = lane->count == 1 ? window_ns_of(request) / GROUPS_PER_WINDOW : 0;
     request->due_in_ns =
-        group_due_ns(lane) - request->now_ns - window_ns_of(request) / GROUPS_PER_WINDOW;
+        lane->count > 0 ? group_due_ns(lane) - early_ns - request->now_ns : INT64_MAX;
     if (!request->out_of_turn && !group_room(lane, window_ns_of(request), request->cost_ns)) {
-        request->out_of_turn = account_out_of_turn(request->now_ns, wait->open_ns);
-        if (!request->out_of_turn)
+        if (!out_of_turn(request, wait->open_ns))
             return WINDOW;
     }
     int64_t granted_ns = reserve(request, wait->open_ns);
@@ -287,7 +331,7 @@ struct lane *launch_admit(CUstream as_named, CUstream if_null, uint64_t work) {
     if (capture_any() && capture_covers(stream))
         return NULL;
     struct estimate *estimate = estimate_of(work);
-    struct wait waited = {.open_ns = clock_now_ns()};
+    struct wait waited = {.open_ns = clock_now_ns(), .due_ns = INT64_MAX};
     for (;;) {
         struct lane *lane = lane_hold(stream);
         if (lane == NULL)
@@ -299,7 +343,7 @@ struct lane *launch_admit(CUstream as_named, CUstream if_null, uint64_t work) {
         enum hindrance why = known ? try_admit(&request, &waited) : NOTHING;
         capture_restore(mode);
         if (why == NOTHING && known) {
-            lane_remember(lane, as_named);
+            lane_remember(lane, lane_name(as_named, if_null));
             atomic_store(&lane->in_driver, true);
             return lane;
         }

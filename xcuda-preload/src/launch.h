@@ -23,12 +23,13 @@ CUresult launch_failed(enum hook_index hook, CUresult result);
 /* The short way, inlined into every launch that stub.h has none for: what was granted before is
  * enough, and the gate is as it was then. Returns the lane, to be left with lane_leave, or NULL if
  * the long way must be taken. */
-__attribute__((always_inline)) static inline struct lane *launch_enter(CUstream stream,
-                                                                       uint64_t work) {
-    unsigned place = lane_place(stream);
+__attribute__((always_inline)) static inline struct lane *
+launch_enter(CUstream as_named, CUstream if_null, uint64_t work) {
+    CUstream name = lane_name(as_named, if_null);
+    unsigned place = lane_place(name);
     struct lane *lane = self.lanes[place];
     if (__builtin_expect(atomic_load_explicit(&attention, memory_order_relaxed) != 0 ||
-                             self.streams[place] != stream || work == 0 ||
+                             self.names[place] != name || work == 0 ||
                              !lane_enter(lane, self.lives[place]),
                          0))
         return NULL;

@@ -17,10 +17,11 @@
 #define STUB_BEACON_BIT 64 /* ATTENTION_BEACON */
 
 /* Offsets in struct thread, struct lane, struct estimate and CUlaunchConfig. */
-#define STUB_SELF_STREAMS     0
+#define STUB_SELF_NAMES       0
 #define STUB_SELF_LANES       64
 #define STUB_SELF_LIVES       128
 #define STUB_LANE_LAUNCHING   0
+#define STUB_LANE_ONCE        0x40000000 /* LANE_ONCE */
 #define STUB_LANE_LAUNCHES    4
 #define STUB_LANE_OPEN_TO     8
 #define STUB_LANE_DEVICE_WORD 16
@@ -76,7 +77,6 @@
     .p2align 4
 \name:
     .cfi_startproc
-    endbr64
     .endm
 
     .macro END name
@@ -180,18 +180,17 @@
     jne 9f
     STREAM \name, \stream
     .if \own
-    movl $2, %r10d
-    testq %rax, %rax
-    cmovzq %r10, %rax
+    addq $2, %rax
     .endif
     imull $0x9e3779b1, %eax, %r10d
     shrl $29, %r10d
     movq self@gottpoff(%rip), %r11
-    cmpq %rax, %fs:STUB_SELF_STREAMS(%r11, %r10, 8)
+    cmpq %rax, %fs:STUB_SELF_NAMES(%r11, %r10, 8)
     jne slow_\name
     movq %fs:STUB_SELF_LIVES(%r11, %r10, 8), %rax
     movq %fs:STUB_SELF_LANES(%r11, %r10, 8), %r10
-    lock addl $1, STUB_LANE_LAUNCHING(%r10)
+    lock addl $STUB_LANE_ONCE, STUB_LANE_LAUNCHING(%r10)
+    js 8f
     cmpq %rax, STUB_LANE_OPEN_TO(%r10)
     jne 8f
     movq gate_device_word(%rip), %rax
@@ -224,7 +223,7 @@
     movq %r10, (16 * \stack)(%rsp)
     call *(hook_real + 8 * \index)(%rip)
     movq (16 * \stack)(%rsp), %r10
-    subl $1, STUB_LANE_LAUNCHING(%r10)
+    subl $STUB_LANE_ONCE, STUB_LANE_LAUNCHING(%r10)
     addq $(8 * \stack), %rsp
     .cfi_adjust_cfa_offset -(8 * \stack)
     .else
@@ -241,7 +240,7 @@
     .endif
     popq %r10
     .cfi_adjust_cfa_offset -8
-    subl $1, STUB_LANE_LAUNCHING(%r10)
+    subl $STUB_LANE_ONCE, STUB_LANE_LAUNCHING(%r10)
     .endif
     testl %eax, %eax
     jnz 6f
@@ -252,7 +251,7 @@
 7:  addq %rax, STUB_LANE_CREDIT(%r10)
     movq STUB_ESTIMATE_WORK(%r11), %rax
     subq %rax, STUB_LANE_WORKS(%r10)
-8:  subl $1, STUB_LANE_LAUNCHING(%r10)
+8:  subl $STUB_LANE_ONCE, STUB_LANE_LAUNCHING(%r10)
     jmp slow_\name
 9:  testl $STUB_BEACON_BIT, attention(%rip)
     jz slow_\name

@@ -1,7 +1,10 @@
 /* A driver without a device, for tests that are about the library in front of it, and for counting
  * instructions. A kernel "function" is a number: how many nanoseconds it takes. Streams work in
  * order, one beside the other; times are computed, nothing is done. Rules for captures and
- * callbacks are the real driver's, as far as the library could break them. */
+ * callbacks are the real driver's, as far as the library could break them.
+ *
+ * With STUB_AT_ONCE in the environment all work is complete when it is launched, and took what it
+ * takes: then the machine has no part in what the library does. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -74,7 +77,24 @@ static int64_t now_ns(void) {
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
+static bool at_once;
+
+__attribute__((constructor)) static void read_environment(void) {
+    at_once = getenv("STUB_AT_ONCE") != NULL;
+}
+
+/* When a stream that is idle can begin. */
+static int64_t begin_ns(void) {
+    return at_once ? 0 : now_ns();
+}
+
+static bool complete(int64_t at_ns) {
+    return at_once || now_ns() >= at_ns;
+}
+
 static void sleep_until(int64_t at_ns) {
+    if (at_once)
+        return;
     struct timespec at = {at_ns / 1000000000, at_ns % 1000000000};
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL) != 0)
         continue;
@@ -129,7 +149,7 @@ static CUresult enqueue(struct CUstream_st *stream, int64_t duration_ns) {
     atomic_fetch_add_explicit(&launches, 1, memory_order_relaxed);
     if (duration_ns == 0)
         return CUDA_SUCCESS;
-    int64_t now = now_ns(), from = atomic_load(&stream->idle_at_ns);
+    int64_t now = begin_ns(), from = atomic_load(&stream->idle_at_ns);
     while (!atomic_compare_exchange_weak(&stream->idle_at_ns, &from,
                                          (from > now ? from : now) + duration_ns))
         continue;
@@ -264,7 +284,7 @@ EXPORT CUresult cuStreamQuery(CUstream stream) {
         result = touch(named);
     if (result != CUDA_SUCCESS)
         return result;
-    return now_ns() < atomic_load(&named->idle_at_ns) ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
+    return complete(atomic_load(&named->idle_at_ns)) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
 EXPORT CUresult cuEventCreate(CUevent *event, unsigned int flags) {
@@ -280,7 +300,7 @@ EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
     CUresult result = touch(named);
     if (result != CUDA_SUCCESS)
         return result;
-    int64_t now = now_ns(), idle = atomic_load(&named->idle_at_ns);
+    int64_t now = begin_ns(), idle = atomic_load(&named->idle_at_ns);
     event->at_ns = idle > now ? idle : now;
     return CUDA_SUCCESS;
 }
@@ -290,7 +310,7 @@ EXPORT CUresult cuEventQuery(CUevent event) {
     CUresult result = unsafe();
     if (result != CUDA_SUCCESS)
         return result;
-    return now_ns() < event->at_ns ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
+    return complete(event->at_ns) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
 EXPORT CUresult cuEventSynchronize(CUevent event) {
