@@ -32,6 +32,7 @@ def sample_of(gpu: str, readings: Readings, memory: DeviceMemory) -> GpuSample:
         temperature_c=readings.temperature_c,
         online_activity_pct=readings.online_activity_pct,
         offline_busy_permille=readings.offline_busy_permille,
+        offline_inflation=readings.inflation_permille / 1000 if readings.inflation_permille is not None else None,
         budget_permille=memory.gate.budget_permille,
     )
 

@@ -66,6 +66,8 @@ class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
     online_activity_pct: Percent | None = None
     """Device activity minus offline busy time."""
     offline_busy_permille: Permille | None = None
+    offline_inflation: Annotated[float, Meta(ge=0)] | None = None
+    """Worst time of offline kernels relative to their own baselines; 1: as ever."""
     budget_permille: Permille | None = None
     offline: tuple[OfflineUsage, ...] = ()
     """Attempts that have run on it since the last message; only in telemetry."""

@@ -93,6 +93,7 @@ REQUIRED: Final = {
 UNITS: Final = {"ns", "us", "ms", "s", "bytes", "pct", "permille", "mhz", "w", "c"}
 DIMENSIONLESS: Final = {
     ("CorunProfile", "normalized_throughput"),
+    ("GpuSample", "offline_inflation"),
     ("OfflineProfile", "kernel_time_us_mean"),
     ("OfflineProfile", "launches_per_s"),
     ("OfflineProfile", "launches_relative_error"),
