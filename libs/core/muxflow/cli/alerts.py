@@ -61,7 +61,8 @@ def in_words(alert: Alert, known: Mapping[str, str]) -> Words:
         took = "going" if alert.total_ms is None else f"gone in {alert.total_ms:.0f} ms"
         whom = f" for {alert.workload}" if alert.workload else ""
         who = f"{alert.tenant}/{alert.job}#{alert.attempt}"
-        return Words(who, f"evicted from {where}{whom}, {took}: {alert.cause}", grave=False)
+        what = "stopped on" if alert.breach else "evicted from"
+        return Words(who, f"{what} {where}{whom}, {took}: {alert.cause}", grave=False)
     if isinstance(alert, OnlineAlert):
         return Words(alert.workload, f"on {where}: {alert.message}", grave=True)
     return Words(where, alert.message, grave=alert.severity == "critical")
