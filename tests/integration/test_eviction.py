@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from executing_node import alive, python, slot_of, until
@@ -25,6 +26,16 @@ os.chdir(sys.argv[1])
 signal.signal(signal.SIGTERM, end)
 open("ready", "w").close()
 while True: signal.pause()
+"""
+
+
+FAULTS = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
+from cuda_calls import *
+context()
+launch(function("fault"), 0, nanoseconds(MS))
+synchronize(0)
 """
 
 
@@ -103,3 +114,10 @@ async def test_nothing_starts_before_the_lease_is_held_though_the_executor_works
     assert list((node.world.state_dir("executor") / "attempts").iterdir()) == []
     await node.world.servers[0].start()
     assert (await node.fact(RunExited)).exit.succeeded
+
+
+async def test_exit_of_a_program_that_lost_its_context_names_the_call_and_the_error(node: ProtectedNode) -> None:
+    slot = slot_of(*python(FAULTS))
+    await node.decide(msgspec.structs.replace(slot, memory_quota_bytes=1 << 30))
+    status = (await node.fact(RunExited)).exit
+    assert status.describe() == "exit code 1, after cuStreamSynchronize gave CUDA_ERROR_ILLEGAL_ADDRESS (700)"

@@ -68,14 +68,18 @@ ctypes.CDLL(None).prctl(15, b"muxflow-shim", 0, 0, 0)
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 if os.fork() == 0:
     if os.fork() == 0:
-        program = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+        program = (
+            "import ctypes, os, sys; os.chdir('/'); ctypes.CDLL(None).prctl(15, b'muxflow-shim', 0, 0, 0); "
+            "print(os.getpid(), flush=True); sys.stdin.read()"
+        )
         os.execve(sys.executable, [sys.executable, "-I", "-S", "-c", program], {})
     os._exit(0)
 os.wait()
 sys.stdin.read()
 os.wait()
 """
-"""As the executor's shim: below it a program that has cleared its environment, and has no other parent any more."""
+"""As the executor's shim: below it a program that has cleared its environment, has no other parent any more, and calls
+itself a shim too."""
 
 
 def test_a_process_below_a_shim_is_its_attempts_whatever_it_has_done_to_its_environment(
