@@ -51,6 +51,12 @@ def make(*arguments: str) -> None:
         subprocess.run(["make", "--silent", "-C", str(ROOM), *arguments], check=True, timeout=300)
 
 
+@pytest.fixture(scope="session", name="make")
+def make_fixture() -> Callable[..., None]:
+    """For builds of one module's own."""
+    return make
+
+
 @pytest.fixture(scope="session")
 def library() -> Path:
     """The library, as it is shipped."""

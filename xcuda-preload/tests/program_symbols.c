@@ -67,6 +67,7 @@ static void routed_by(const char *way, void *function) {
 
 int main(int count, char **arguments) {
     const char *path = arguments[1];
+    setvbuf(stdout, NULL, _IOLBF, 0);
     launches = count > 3;
     void *driver = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (driver == NULL) {
@@ -121,7 +122,8 @@ int main(int count, char **arguments) {
     printf("error of a version: %s\n", error == NULL ? "none" : strstr(error, "undefined symbol"));
     tell("of the C library", dlvsym(libc, "dlclose", FIRST_VERSION));
     printf("parent: %d\n", getppid() > 0);
-    fflush(stdout);
+    uint64_t (*launched)(void) = dlsym(driver, "stub_launches");
+    printf("launched: %d\n", (int)launched());
 
     void *apart = dlmopen(LM_ID_NEWLM, path, RTLD_NOW | RTLD_LOCAL);
     tell("in a namespace of its own", apart == NULL ? NULL : dlsym(apart, "cuLaunchKernel"));
