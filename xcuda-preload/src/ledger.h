@@ -5,6 +5,7 @@
 #define XCUDA_LEDGER_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "cuda_types.h"
@@ -39,15 +40,55 @@ struct ledger {
     uint64_t count;
 };
 
+static inline uint64_t ledger_home(const struct ledger *ledger, enum ledger_kind kind,
+                                   uint64_t key) {
+    uint64_t hash = (key ^ (uint64_t)kind << 59) * UINT64_C(0x9e3779b97f4a7c15);
+    return (hash ^ hash >> 32) & (ledger->capacity - 1);
+}
+
+/* Where the entry is, or the free place where it would go. */
+static inline struct ledger_entry *ledger_seek(const struct ledger *ledger, enum ledger_kind kind,
+                                               uint64_t key) {
+    for (uint64_t i = ledger_home(ledger, kind, key);; i = (i + 1) & (ledger->capacity - 1)) {
+        struct ledger_entry *entry = &ledger->entries[i];
+        if (entry->kind == LEDGER_NOTHING || (entry->kind == kind && entry->key == key))
+            return entry;
+    }
+}
+
 /* Valid until the next change of the ledger. NULL if there is none. */
-struct ledger_entry *ledger_find(const struct ledger *ledger, enum ledger_kind kind, uint64_t key);
+static inline struct ledger_entry *ledger_find(const struct ledger *ledger, enum ledger_kind kind,
+                                               uint64_t key) {
+    if (ledger->capacity == 0)
+        return NULL;
+    struct ledger_entry *entry = ledger_seek(ledger, kind, key);
+    return entry->kind == LEDGER_NOTHING ? NULL : entry;
+}
+
+bool ledger_grow(struct ledger *ledger);
 
 /* False if there is no memory for it. An entry of the same kind and key is replaced. */
-bool ledger_add(struct ledger *ledger, const struct ledger_entry *entry);
+static inline bool ledger_add(struct ledger *ledger, const struct ledger_entry *entry) {
+    if (ledger->count * 2 >= ledger->capacity && !ledger_grow(ledger))
+        return false;
+    struct ledger_entry *place = ledger_seek(ledger, entry->kind, entry->key);
+    ledger->count += place->kind == LEDGER_NOTHING;
+    *place = *entry;
+    return true;
+}
+
+void ledger_close_gap(struct ledger *ledger, uint64_t gap);
 
 /* Takes the entry out. False if there is none. */
-bool ledger_take(struct ledger *ledger, enum ledger_kind kind, uint64_t key,
-                 struct ledger_entry *taken);
+static inline bool ledger_take(struct ledger *ledger, enum ledger_kind kind, uint64_t key,
+                               struct ledger_entry *taken) {
+    struct ledger_entry *entry = ledger_find(ledger, kind, key);
+    if (entry == NULL)
+        return false;
+    *taken = *entry;
+    ledger_close_gap(ledger, (uint64_t)(entry - ledger->entries));
+    return true;
+}
 
 /* Takes out all entries of a context. Returns the sum of their bytes. */
 uint64_t ledger_take_context(struct ledger *ledger, CUcontext context);

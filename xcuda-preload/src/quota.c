@@ -1,12 +1,11 @@
 #include "quota.h"
 
-#include <pthread.h>
-
 #include "clock.h"
 #include "driver.h"
 #include "gate.h"
 #include "job.h"
 #include "launch.h"
+#include "lock.h"
 #include "log.h"
 #include "quota_graphs.h"
 #include "quota_pools.h"
@@ -18,10 +17,10 @@
 
 /* When the quota is used up, other processes may have trimmings of that kind: they are given time
  * for them. */
-enum { ATTEMPTS = 5 };
+enum { ATTEMPTS = 4 };
 #define BETWEEN_ATTEMPTS_NS INT64_C(20000000)
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* before the job's */
+static struct lock lock; /* before the job's */
 static struct ledger ledger;
 static uint64_t held_bytes;
 static uint64_t published_bytes; /* never less than what is held */
@@ -43,23 +42,32 @@ bool quota_try(uint64_t bytes) {
     return true;
 }
 
-bool quota_take(uint64_t bytes) {
+static bool take_now(uint64_t bytes) {
+    lock_take(&lock);
+    bool taken = quota_try(bytes);
+    lock_release(&lock);
+    return taken;
+}
+
+/* Our own pools may have let go of something; then others' may, in a while. */
+static bool take_with_patience(uint64_t bytes) {
     uint64_t quota_bytes = gate_quota_bytes();
     bool hopeless = quota_bytes != 0 && bytes > quota_bytes;
     for (int attempt = 0; attempt < ATTEMPTS && !hopeless; attempt++) {
-        if (attempt > 1) /* at first it is our own pools that may have let go of something */
+        if (attempt > 0)
             clock_doze(BETWEEN_ATTEMPTS_NS);
-        pthread_mutex_lock(&lock);
-        bool taken = quota_try(bytes);
-        pthread_mutex_unlock(&lock);
-        if (taken)
-            return true;
         pool_look_at_all();
+        if (take_now(bytes))
+            return true;
     }
     log_line("refused %llu bytes: the job's quota is %llu", (unsigned long long)bytes,
              (unsigned long long)quota_bytes);
     job_note_refusal(bytes);
     return false;
+}
+
+bool quota_take(uint64_t bytes) {
+    return take_now(bytes) || take_with_patience(bytes);
 }
 
 static void give(uint64_t bytes) {
@@ -83,16 +91,16 @@ bool quota_replace(uint64_t before_bytes, uint64_t after_bytes) {
 }
 
 void quota_give(uint64_t bytes) {
-    pthread_mutex_lock(&lock);
+    lock_take(&lock);
     give(bytes);
-    pthread_mutex_unlock(&lock);
+    lock_release(&lock);
     warden_wake();
 }
 
 static void remember(const struct ledger_entry *entry) {
-    pthread_mutex_lock(&lock);
+    lock_take(&lock);
     bool added = ledger_add(&ledger, entry);
-    pthread_mutex_unlock(&lock);
+    lock_release(&lock);
     if (!added) /* stays charged: too strict rather than too lax */
         log_line("no memory to note an allocation of %llu bytes", (unsigned long long)entry->bytes);
 }
@@ -126,38 +134,38 @@ CUcontext quota_current_context(void) {
 }
 
 bool quota_forget(enum ledger_kind kind, uint64_t key, struct ledger_entry *entry) {
-    pthread_mutex_lock(&lock);
+    lock_take(&lock);
     bool found = ledger_take(&ledger, kind, key, entry);
-    pthread_mutex_unlock(&lock);
+    lock_release(&lock);
     return found;
 }
 
 void quota_context_gone(CUcontext context) {
-    pthread_mutex_lock(&lock);
+    lock_take(&lock);
     give(ledger_take_context(&ledger, context));
-    pthread_mutex_unlock(&lock);
+    lock_release(&lock);
     warden_wake();
 }
 
 struct ledger *quota_lock(void) {
-    pthread_mutex_lock(&lock);
+    lock_take(&lock);
     return &ledger;
 }
 
 void quota_unlock(void) {
-    pthread_mutex_unlock(&lock);
+    lock_release(&lock);
 }
 
 bool quota_trim(void) {
     bool looked = pool_look_at_all();
-    pthread_mutex_lock(&lock);
+    lock_take(&lock);
     bool trimmed = published_bytes > held_bytes && publish(held_bytes);
-    pthread_mutex_unlock(&lock);
+    lock_release(&lock);
     return trimmed || looked;
 }
 
 void quota_forget_all(void) {
-    pthread_mutex_init(&lock, NULL);
+    lock = (struct lock){LOCK_FREE};
     ledger_clear(&ledger);
     held_bytes = published_bytes = 0;
     pool_forget_all();

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from muxflow_simgpu import native_dir
 
 if TYPE_CHECKING:
-    from conftest import GpuNode
+    from conftest import GpuNode, Node
 
 _MIB = 1 << 20
 _CONTEXT = 300 * _MIB
@@ -230,3 +233,21 @@ def test_what_was_refused_and_what_is_held_is_told_in_the_job_page(job: GpuNode)
     job.tell(process)
     assert process.wait() == 0
     assert job.usage().memory_bytes == 0
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="instructions are counted by valgrind")
+def test_taking_and_giving_back_costs_as_much_however_much_is_held(node: Node, programs: Path) -> None:
+    def instructions(live: int, *, preload: bool) -> float:
+        """Of a pair of calls."""
+        _, _, errors = node.run(
+            "valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=pairs",
+            programs / "program_allocations", "1000", str(live), preload=preload,
+        )  # fmt: skip
+        found = re.search(r"Collected : (\d+)", errors)
+        assert found, errors
+        return int(found[1]) / 2000
+
+    bare = instructions(1, preload=False)
+    few, many = (instructions(live, preload=True) - bare for live in (1, 20_000))
+    assert few <= 400
+    assert many <= few * 1.2

@@ -184,7 +184,18 @@ static int lock_patiently(pthread_mutex_t *lock) {
             return error;
         __asm__ volatile("" ::: "memory");
     }
-    return pthread_mutex_lock(lock);
+    /* Who is killed after having been woken, while a third one takes the lock, takes the wake-up
+     * along: then nobody wakes the others. So they look for themselves. */
+    int error = ETIMEDOUT;
+    while (error == ETIMEDOUT) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += 10000000;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        error = pthread_mutex_timedlock(lock, &until);
+    }
+    return error;
 }
 
 uint64_t simgpu_lock(struct simgpu *gpu) {
