@@ -113,32 +113,27 @@ def by_gate(gpu: Gpu, node: Node, count: int, more: bool = True) -> dict[str, An
 
 
 _ONLINE_US, _PAUSE_US = 3000, 5000
-_SEEN_WITHIN_NS = 200 * _MS
-"""By then after its first launch an online process is known to all gates."""
-_FIRST_REQUESTS = 25
-"""More than there can be in that time."""
 
 
 def by_beacon(gpu: Gpu, node: Node, count: int) -> dict[str, Any]:
     """Measure from an online launch call to the last offline launch that is let through beside it.
 
-    The first launch of a process is told apart, and those until it is known do not count.
+    The first launch of a process is told apart, too.
     """
     node.open_gate(window_us=BEACON_WINDOW_US)
     with stopped_at_end(gpu.start("program_kernels", "us=20", extra=node.offline())) as offline:
         gpu.works(offline)
-        online = gpu.start("bench_online", count + _FIRST_REQUESTS, _ONLINE_US, _PAUSE_US, extra=node.online())
+        online = gpu.start("bench_online", count, _ONLINE_US, _PAUSE_US, extra=node.online())
         served = [tuple(map(int, line.split())) for line in finish(online).splitlines()]
         launched = sorted(each.enqueued_ns for each in gpu.operations(offline.pid) if each.kind in KERNELS)
     late_us = []
     for called_ns, ended_ns in served:
         first, last = bisect.bisect(launched, called_ns), bisect.bisect(launched, ended_ns)
         late_us.append((launched[last - 1] - called_ns) / _US if last > first else 0.0)
-    known = sum(called_ns < served[0][0] + _SEEN_WITHIN_NS for called_ns, _ in served)
     found = {
-        "beacon_requests": len(served) - known,
-        "beacon_stop_us_p99": round(percentile(late_us[known:], 99), 1),
-        "beacon_stop_us_p50": round(percentile(late_us[known:], 50), 1),
+        "beacon_requests": len(served),
+        "beacon_stop_us_p99": round(percentile(late_us, 99), 1),
+        "beacon_stop_us_p50": round(percentile(late_us, 50), 1),
         "beacon_stop_us_first": round(late_us[0], 1),
     }
     say(f"the last offline launch after an online one: {found}")
