@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "driver.h"
 #include "log.h"
@@ -231,19 +232,6 @@ void beacon_stream_ends(CUstream stream) {
 /* ---- life --------------------------------------------------------------------------------------
  */
 
-/* Nobody refreshes any more, so that no page comes back. Other threads count on. */
-static void at_exit(void) {
-    if (!atomic_flag_test_and_set(&refreshing))
-        mux_beacon_end(&beacon);
-}
-
-void beacon_start(void) {
-    static bool registered;
-    refresh_if_due();
-    if (!registered)
-        registered = atexit(at_exit) == 0;
-}
-
 void beacon_forget_all(void) {
     atomic_store(&beacon_slot, &nowhere);
     mux_beacon_forget(&beacon);
@@ -253,4 +241,19 @@ void beacon_forget_all(void) {
     claim_error = -1;
     memset(beacon_streams, 0, sizeof beacon_streams);
     memset(recorded, 0, sizeof recorded);
+}
+
+/* Nobody refreshes any more, so that no page comes back. Other threads count on. */
+static void at_exit(void) {
+    if (!atomic_flag_test_and_set(&refreshing))
+        mux_beacon_end(&beacon);
+}
+
+void beacon_start(void) {
+    static bool registered;
+    if (beacon.pid != 0 && beacon.pid != getpid()) /* forked while its parent started */
+        beacon_forget_all();
+    refresh_if_due();
+    if (!registered)
+        registered = atexit(at_exit) == 0;
 }

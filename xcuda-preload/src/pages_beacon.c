@@ -80,22 +80,20 @@ static unsigned place_for(const struct mux_beacon_reader *reader) {
 }
 
 /* O_NONBLOCK: whatever lies there, a FIFO too, must not hold the program up. */
-static void try
-    (struct mux_beacon_reader *reader, int directory, const char *name) {
-        unsigned page = place_for(reader);
-        if (page == MUX_BEACON_PROCESSES)
-            return;
-        int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-        if (fd < 0)
-            return;
-        if (map(reader, page, fd)) {
-            reader->known[page] =
-                (struct mux_beacon_known){.name = number_of(name), .listed = true};
-            if (page == reader->pages)
-                reader->pages++;
-        }
-        close(fd);
+static void meet(struct mux_beacon_reader *reader, int directory, const char *name) {
+    unsigned page = place_for(reader);
+    if (page == MUX_BEACON_PROCESSES)
+        return;
+    int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return;
+    if (map(reader, page, fd)) {
+        reader->known[page] = (struct mux_beacon_known){.name = number_of(name), .listed = true};
+        if (page == reader->pages)
+            reader->pages++;
     }
+    close(fd);
+}
 
 static bool is_known(struct mux_beacon_reader *reader, uint64_t number) {
     for (unsigned i = 0; i < reader->pages; i++) {
@@ -120,8 +118,7 @@ static bool meet_all(struct mux_beacon_reader *reader, int directory) {
             if (number == 0 || is_known(reader, number) || tries == 0)
                 continue;
             tries--;
-            try
-                (reader, directory, entry->d_name);
+            meet(reader, directory, entry->d_name);
         }
     }
     return false;

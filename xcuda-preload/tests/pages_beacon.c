@@ -107,6 +107,14 @@ static bool is_locked(const char *path) {
     return locked;
 }
 
+/* A mapping that goes lets go of its file a moment later. */
+static bool is_soon_unlocked(const char *path) {
+    int64_t until_ns = clock_ns(CLOCK_MONOTONIC) + 10000 * MS;
+    while (is_locked(path) && clock_ns(CLOCK_MONOTONIC) < until_ns)
+        usleep(1000);
+    return access(path, F_OK) == 0 && !is_locked(path);
+}
+
 static bool same_name(const struct mux_beacon *beacon, const char *before) {
     return strcmp(beacon->path, before) == 0;
 }
@@ -199,8 +207,28 @@ static void a_lock_goes_with_the_process_and_not_with_its_children(const char *d
         raise(SIGKILL);
     }
     expect(waitpid(child, NULL, 0) == child, "a process is killed");
-    expect(access(own->path, F_OK) == 0 && !is_locked(own->path), "a child keeps no lock of it");
+    expect(is_soon_unlocked(own->path), "a child keeps no lock of it");
     kill(*grandchild, SIGKILL);
+    unlink(own->path);
+}
+
+static void exec_leaves_a_page_without_a_lock(const char *dir) {
+    struct mux_beacon *own = shared_memory(sizeof *own);
+    int until[2], closed[2];
+    char byte;
+    expect(pipe(until) == 0 && pipe2(closed, O_CLOEXEC) == 0, "there are pipes");
+    pid_t child = fork_child();
+    if (child == 0) {
+        expect(mux_beacon_claim(own, dir) == 0, "a page can be made");
+        dup2(until[0], STDIN_FILENO);
+        close(until[1]);
+        execlp("cat", "cat", NULL);
+    }
+    close(closed[1]);
+    expect(read(closed[0], &byte, 1) == 0, "another program runs");
+    expect(is_soon_unlocked(own->path), "it is no online process");
+    close(until[1]);
+    expect_success(child, "and ends");
     unlink(own->path);
 }
 
@@ -395,6 +423,7 @@ static void the_dead_are_not_looked_at(const char *dir) {
     kill_now(child);
     expect(wait_at(at + MUX_BEACON_PATIENCE_US * US) == 0, "the killed keep nobody off for long");
     mux_beacon_close(&reader);
+    expect(is_soon_unlocked(gone->path), "their locks go");
     mux_beacon_open(&reader, dir, at);
     expect(reader.pages == 0 && wait_at(at) == 0, "who comes later does not look at them");
     mux_beacon_close(&reader);
@@ -502,6 +531,7 @@ int main(int count, char **arguments) {
         only_root_can_harm_it_unless_he_means_to(dir);
         a_child_has_its_own_and_leaves_its_parents_alone(dir);
         a_lock_goes_with_the_process_and_not_with_its_children(dir);
+        exec_leaves_a_page_without_a_lock(dir);
         a_page_that_somebody_spoilt_is_made_anew(dir);
     } else if (strcmp(what, "refused") == 0) {
         without_a_directory_there_is_no_page_until_it_comes(dir);
