@@ -1,7 +1,9 @@
 """What the library shows to the programs it is loaded into."""
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -169,6 +171,20 @@ def test_the_page_about_hooks_is_what_the_table_says() -> None:
     written = subprocess.run(["python3", script, "--markdown", _TABLE], check=True, capture_output=True, text=True)
     page = _TABLE.parents[2] / "docs" / "reference" / "xcuda-hooks.md"
     assert page.read_text() == written.stdout, "make -C xcuda-preload reference"
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="there is no valgrind here")
+def test_a_program_without_cuda_pays_for_one_small_library_and_one_look(library: Path) -> None:
+    def instructions(**variables: str) -> int:
+        done = subprocess.run(
+            ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "/bin/true"],
+            env={"PATH": os.environ["PATH"], **variables}, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        found = re.search(r"Collected : (\d+)", done.stderr)
+        assert found, done.stderr
+        return int(found[1])
+
+    assert instructions(LD_PRELOAD=str(library)) - instructions() <= 50_000  # an empty library takes 10,000
 
 
 @pytest.mark.parametrize("name", ["cuLaunchKernel", "cuMemAlloc_v2", "cuGetProcAddress_v2"])
