@@ -44,17 +44,22 @@ void gate_forget(void) {
     pthread_mutex_init(&beacon_lock, NULL);
 }
 
+/* What the words say is worked out once, for they seldom change. */
 struct gate_look gate_look(int64_t now_ns) {
+    static _Thread_local struct gate_look known; /* of zeros: FROZEN, as zeros are */
     uint64_t device_word = mux_gate_load(gate_device_word);
     uint64_t job_word = mux_gate_load(gate_job_word);
-    bool alive = mux_pulse_fresh(&view.pulse, mux_view_device(&view), now_ns);
-    struct gate_look look = {
-        .gate = mux_gate_combine(alive ? device_word : frozen, job_word),
-        .device_word = device_word,
-        .job_word = job_word,
-    };
-    atomic_store_explicit(&obeyed_epoch, mux_gate_unpack(device_word).epoch, memory_order_relaxed);
-    return look;
+    uint32_t epoch = (uint32_t)(device_word >> MUX_GATE_EPOCH_SHIFT & MUX_GATE_EPOCH_MASK);
+    atomic_store_explicit(&obeyed_epoch, epoch, memory_order_relaxed);
+    if (!mux_pulse_fresh(&view.pulse, mux_view_device(&view), now_ns))
+        return (struct gate_look){.device_word = device_word, .job_word = job_word};
+    if (known.device_word != device_word || known.job_word != job_word)
+        known = (struct gate_look){
+            .gate = mux_gate_combine(device_word, job_word),
+            .device_word = device_word,
+            .job_word = job_word,
+        };
+    return known;
 }
 
 void gate_refresh(void) {

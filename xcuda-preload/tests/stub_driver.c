@@ -3,8 +3,8 @@
  * order, one beside the other; times are computed, nothing is done. Rules for captures and
  * callbacks are the real driver's, as far as the library could break them.
  *
- * With STUB_AT_ONCE in the environment all work is complete when it is launched, and took what it
- * takes: then the machine has no part in what the library does. */
+ * With STUB_TIMELESS in the environment an event is complete when it is asked for the second time:
+ * the device is always a little behind, and how fast the machine is has no part in it. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -44,6 +44,7 @@ struct CUstream_st {
 
 struct CUevent_st {
     int64_t at_ns;
+    _Atomic unsigned asked; /* how often, since it was recorded */
 };
 
 struct CUgraphExec_st {
@@ -77,23 +78,23 @@ static int64_t now_ns(void) {
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-static bool at_once;
+static bool timeless;
 
 __attribute__((constructor)) static void read_environment(void) {
-    at_once = getenv("STUB_AT_ONCE") != NULL;
+    timeless = getenv("STUB_TIMELESS") != NULL;
 }
 
 /* When a stream that is idle can begin. */
 static int64_t begin_ns(void) {
-    return at_once ? 0 : now_ns();
+    return timeless ? 0 : now_ns();
 }
 
-static bool complete(int64_t at_ns) {
-    return at_once || now_ns() >= at_ns;
+static bool is_past(int64_t at_ns) {
+    return timeless || now_ns() >= at_ns;
 }
 
 static void sleep_until(int64_t at_ns) {
-    if (at_once)
+    if (timeless)
         return;
     struct timespec at = {at_ns / 1000000000, at_ns % 1000000000};
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL) != 0)
@@ -284,7 +285,7 @@ EXPORT CUresult cuStreamQuery(CUstream stream) {
         result = touch(named);
     if (result != CUDA_SUCCESS)
         return result;
-    return complete(atomic_load(&named->idle_at_ns)) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    return is_past(atomic_load(&named->idle_at_ns)) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
 EXPORT CUresult cuEventCreate(CUevent *event, unsigned int flags) {
@@ -302,6 +303,7 @@ EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
         return result;
     int64_t now = begin_ns(), idle = atomic_load(&named->idle_at_ns);
     event->at_ns = idle > now ? idle : now;
+    atomic_store(&event->asked, 0);
     return CUDA_SUCCESS;
 }
 
@@ -310,7 +312,9 @@ EXPORT CUresult cuEventQuery(CUevent event) {
     CUresult result = unsafe();
     if (result != CUDA_SUCCESS)
         return result;
-    return complete(event->at_ns) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    return is_past(event->at_ns) && (!timeless || atomic_fetch_add(&event->asked, 1) > 0)
+               ? CUDA_SUCCESS
+               : CUDA_ERROR_NOT_READY;
 }
 
 EXPORT CUresult cuEventSynchronize(CUevent event) {
@@ -392,6 +396,31 @@ EXPORT CUresult cuLaunchKernel_ptsz(CUfunction function, unsigned int x, unsigne
     return enqueue(own_of(stream), (int64_t)(uintptr_t)function);
 }
 
+EXPORT CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function,
+                                 void **parameters, void **extra) {
+    (void)parameters, (void)extra;
+    return enqueue(stream_of(config->hStream), (int64_t)(uintptr_t)function);
+}
+
+EXPORT CUresult cuLaunchKernelEx_ptsz(const CUlaunchConfig *config, CUfunction function,
+                                      void **parameters, void **extra) {
+    (void)parameters, (void)extra;
+    return enqueue(own_of(config->hStream), (int64_t)(uintptr_t)function);
+}
+
+EXPORT CUresult cuGraphLaunch_ptsz(CUgraphExec graph, CUstream stream) {
+    return enqueue(own_of(stream), (int64_t)(uintptr_t)graph);
+}
+
+EXPORT CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned int x, unsigned int y,
+                                          unsigned int z, unsigned int block_x,
+                                          unsigned int block_y, unsigned int block_z,
+                                          unsigned int shared, CUstream stream, void **parameters) {
+    (void)x, (void)y, (void)z, (void)block_x, (void)block_y, (void)block_z;
+    (void)shared, (void)parameters;
+    return enqueue(stream_of(stream), (int64_t)(uintptr_t)function);
+}
+
 EXPORT CUresult cuGraphLaunch(CUgraphExec graph, CUstream stream) {
     return enqueue(stream_of(stream), (int64_t)(uintptr_t)graph);
 }
@@ -404,6 +433,18 @@ EXPORT CUresult cuMemsetD8_v2(CUdeviceptr address, unsigned char value, size_t b
 EXPORT CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes,
                                      CUstream stream) {
     (void)to, (void)from, (void)bytes;
+    return enqueue(stream_of(stream), 0);
+}
+
+EXPORT CUresult cuMemcpyDtoDAsync_v2_ptsz(CUdeviceptr to, CUdeviceptr from, size_t bytes,
+                                          CUstream stream) {
+    (void)to, (void)from, (void)bytes;
+    return enqueue(own_of(stream), 0);
+}
+
+EXPORT CUresult cuMemsetD32Async(CUdeviceptr address, unsigned int value, size_t count,
+                                 CUstream stream) {
+    (void)address, (void)value, (void)count;
     return enqueue(stream_of(stream), 0);
 }
 
