@@ -186,6 +186,14 @@ struct lane *lane_try_own(unsigned place) {
     return NULL;
 }
 
+bool lane_interrupted(void) {
+    for (unsigned place = 0; place < THREAD_LANES; place++) {
+        if (self.lanes[place] != NULL && interrupted(self.lanes[place]))
+            return true;
+    }
+    return false;
+}
+
 void lane_each(void (*visit)(struct lane *lane, void *context), void *context, bool wait) {
     unsigned count = atomic_load_explicit(&used_count, memory_order_acquire);
     for (unsigned i = 0; i < count; i++) {

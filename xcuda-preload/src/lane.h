@@ -171,6 +171,9 @@ struct lane *lane_hold(CUstream stream);
 /* This thread's lane for the stream, held, if there is one. */
 struct lane *lane_hold_known(CUstream stream);
 
+/* Whether this thread is launching. For handlers of signals. */
+bool lane_interrupted(void);
+
 /* Calls `visit` with each lane in turn, held, of any thread; one that somebody else has is left
  * out, or waited for and given a new life. */
 void lane_each(void (*visit)(struct lane *lane, void *context), void *context, bool wait);

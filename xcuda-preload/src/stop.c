@@ -8,10 +8,14 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 #include <sys/syscall.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include "clock.h"
+#include "lane.h"
 #include "symbols.h"
 #include "visibility.h"
 #include "warden.h"
@@ -20,12 +24,11 @@ typedef int (*sigaction_function)(int, const struct sigaction *, struct sigactio
 typedef void (*handler_function)(int);
 typedef handler_function (*signal_function)(int, handler_function);
 
-/* One of the two signals: whether the handler in the kernel is ours, and what the program believes
- * to be there instead. */
+/* One of the two signals, and what the program believes to be there while the handler in the kernel
+ * is ours. */
 struct disposition {
     int number;
-    bool ours;
-    struct sigaction believed; /* while ours */
+    struct sigaction believed;
 };
 
 static struct disposition dispositions[] = {{.number = SIGTERM}, {.number = SIGINT}};
@@ -94,27 +97,54 @@ void stop_let_through(int number) {
     }
 }
 
-/* A program that sends itself a signal expects that nothing of it runs behind that. Were this
- * thread in the driver after all, the drain would wait for it: hence not for ever. */
-#define SELF_PATIENCE_NS INT64_C(2000000000)
+/* Whether the signal has cut a system call short, which will say so: a pause, a sleep, a poll. */
+static bool cuts_short(const ucontext_t *context) {
+#if defined __x86_64__
+    static const uint8_t syscall_instruction[] = {0x0f, 0x05};
+    const uint8_t *next = (const uint8_t *)context->uc_mcontext.gregs[REG_RIP];
+    return context->uc_mcontext.gregs[REG_RAX] == -EINTR &&
+           memcmp(next - 2, syscall_instruction, 2) == 0;
+#elif defined __aarch64__
+    static const uint32_t svc_instruction = 0xd4000001;
+    const uint8_t *next = (const uint8_t *)context->uc_mcontext.pc;
+    return (int64_t)context->uc_mcontext.regs[0] == -EINTR &&
+           memcmp(next - 4, &svc_instruction, 4) == 0;
+#else
+    (void)context;
+    return false;
+#endif
+}
+
+/* Then the drain waits for this thread. */
+static bool in_driver(void) {
+    return self.on_the_way > 0 || self.in_callback > 0 || lane_interrupted();
+}
+
+/* A program that sends itself a signal expects that nothing of it runs behind that, and one that
+ * sleeps until a signal comes would go on. Were this thread in the driver by another call, the
+ * drain might wait for it all the same: hence not for ever. */
+#define PATIENCE_NS INT64_C(2000000000)
 
 static void wait_for_the_end(void) {
-    for (int64_t waited_ns = 0; waited_ns < SELF_PATIENCE_NS; waited_ns += 1000000)
+    for (int64_t waited_ns = 0; waited_ns < PATIENCE_NS; waited_ns += 1000000)
         clock_doze(1000000);
 }
 
 /* Returns to the program, whose threads may be in the driver, where the warden must not find them
  * asleep. Another process with this handler is a child that has not called exec yet. */
 static void on_stop(int number, siginfo_t *info, void *context) {
-    (void)context;
     int before = errno;
     if (getpid() != atomic_load(&process) || !warden_stop_by(number)) {
         set_default(number);
         syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), number); /* blocked until we return */
-    } else if (info->si_pid == getpid()) {
+    } else if (info->si_pid == getpid() || (cuts_short(context) && !in_driver())) {
         wait_for_the_end();
     }
     errno = before;
+}
+
+static bool is_ours(const struct sigaction *action) {
+    return action->sa_flags & SA_SIGINFO && action->sa_sigaction == on_stop;
 }
 
 /* SA_ONSTACK: some programs have stacks too small for a handler. SA_RESTART: the program, which
@@ -123,10 +153,8 @@ static void take(struct disposition *disposition, const struct sigaction *believ
     struct sigaction action = {.sa_sigaction = on_stop,
                                .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
     sigemptyset(&action.sa_mask);
-    if (real_sigaction(disposition->number, &action, NULL) == 0) {
-        disposition->ours = true;
+    if (real_sigaction(disposition->number, &action, NULL) == 0)
         disposition->believed = *believed;
-    }
 }
 
 static void take_if_default(struct disposition *disposition) {
@@ -153,9 +181,9 @@ void stop_forget_all(void) {
     atomic_flag_clear(&lock);
     atomic_store(&started, false);
     for (int i = 0; i < DISPOSITIONS; i++) {
-        if (dispositions[i].ours)
+        struct sigaction now;
+        if (real_sigaction(dispositions[i].number, NULL, &now) == 0 && is_ours(&now))
             real_sigaction(dispositions[i].number, &dispositions[i].believed, NULL);
-        dispositions[i].ours = false;
     }
 }
 
@@ -166,15 +194,13 @@ static int change(struct disposition *disposition, const struct sigaction *new,
                   struct sigaction *old) {
     struct sigaction was, wanted = new != NULL ? *new : (struct sigaction){.sa_handler = SIG_DFL};
     int result = real_sigaction(disposition->number, NULL, &was);
-    if (disposition->ours && result == 0)
+    if (result == 0 && is_ours(&was))
         was = disposition->believed;
     if (result == 0 && new != NULL) {
-        if (is_default(&wanted)) {
+        if (is_default(&wanted))
             take(disposition, &wanted);
-        } else {
+        else
             result = real_sigaction(disposition->number, &wanted, NULL);
-            disposition->ours = disposition->ours && result != 0;
-        }
     }
     if (result == 0 && old != NULL)
         *old = was;
@@ -218,15 +244,8 @@ static handler_function signal_by(const char *name, int number, handler_function
     }
     if (sigaction(number, NULL, &old) != 0)
         return SIG_ERR;
-    sigset_t before;
-    acquire(&before);
     handler_function result = real(number, handler);
-    if (result != SIG_ERR && disposition->ours) {
-        disposition->ours = false;
-        result = old.sa_handler;
-    }
-    release(&before);
-    return result;
+    return (void *)result == (void *)on_stop ? old.sa_handler : result;
 }
 
 /* The manual says which flags each of them means. */
@@ -248,4 +267,14 @@ EXPORT handler_function sysv_signal(int number, handler_function handler) {
 
 EXPORT handler_function __sysv_signal(int number, handler_function handler) {
     return signal_by("__sysv_signal", number, handler, (int)(SA_RESETHAND | SA_NODEFER));
+}
+
+/* Also takes a signal out of the mask, or puts it there, which is left to the C library. */
+EXPORT handler_function sigset(int number, handler_function handler) {
+    handler_function result = ((signal_function)next_symbol("sigset"))(number, handler);
+    struct disposition *disposition = concerned(number);
+    if (disposition == NULL)
+        return result;
+    stop_reclaim();
+    return (void *)result == (void *)on_stop ? disposition->believed.sa_handler : result;
 }

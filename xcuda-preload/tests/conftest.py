@@ -325,6 +325,13 @@ def simulation() -> None:
         subprocess.run(["make", "--silent", "-C", str(room), "all"], check=True, timeout=300)
 
 
+@pytest.fixture(scope="session")
+def conformance(simulation: None) -> Path:
+    """Directory of the C programs of the conformance tests, which are linked with the simulated driver."""
+    make("conformance")
+    return ROOM / "build" / "plain" / "tests" / "conformance"
+
+
 @pytest.fixture
 def bare_gpu_node(run_directory: RunDirectory, library: Path, programs: Path, simulation: None) -> Iterator[GpuNode]:
     """A node with a simulated T4, its gate open, and no job yet."""
