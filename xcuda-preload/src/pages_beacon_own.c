@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -37,8 +38,14 @@ static int put(struct mux_beacon *beacon, int fd) {
 /* ---- making it ---------------------------------------------------------------------------------
  */
 
+/* In a PID namespace that has the /proc of another one, our pid is somebody else's there. */
+static bool proc_is_ours(void) {
+    char self[16] = "";
+    return readlink("/proc/self", self, sizeof self - 1) > 0 && atol(self) == (long)getpid();
+}
+
 static uint64_t name_us(void) {
-    uint64_t owner = mux_owner_of(getpid());
+    uint64_t owner = proc_is_ours() ? mux_owner_of(getpid()) : 0;
     return owner != 0 ? owner : (uint64_t)getpid();
 }
 

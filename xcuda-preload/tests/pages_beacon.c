@@ -8,6 +8,7 @@
  *   pages_beacon garbage DIR   what lies beside them, and pages that are cut
  */
 #include <dirent.h>
+#include <sched.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 
@@ -145,18 +146,19 @@ static void a_page_is_whole_locked_and_read_only(const char *dir) {
     own.slot->launches++; /* as another thread may do */
 }
 
-static void only_root_can_harm_it_unless_he_means_to(const char *dir) {
+static void nobody_cuts_it_who_does_not_mean_to(const char *dir) {
     static struct mux_beacon own;
     expect(mux_beacon_claim(&own, dir) == 0, "a page can be made");
     pid_t child = fork_child();
     if (child == 0) {
         struct mux_beacon theirs = {.owner = 0};
-        if (geteuid() == 0)
+        bool another = geteuid() == 0;
+        if (another)
             expect(chmod(dir, 0755) == 0 && setuid(65534) == 0, "root can become somebody else");
         expect(mux_beacon_claim(&theirs, dir) == 0, "another user has a page too");
         expect(open(theirs.path, O_WRONLY | O_TRUNC) < 0 && errno == EACCES, "a redirection fails");
         expect(truncate(theirs.path, 0) != 0 && errno == EACCES, "into one's own");
-        if (getuid() == 65534) {
+        if (another) {
             expect(truncate(own.path, 0) != 0 && errno == EACCES, "and into another's");
             expect(unlink(own.path) != 0 && errno == EPERM, "which stays where it is");
         }
@@ -238,7 +240,9 @@ static void a_page_that_somebody_spoilt_is_made_anew(const char *dir) {
     for (int how = 0; how < 6; how++) {
         expect(mux_beacon_claim(&own, dir) == 0, "a page can be made");
         strcpy(before, own.path);
+        chmod(before, 0644);
         int fd = open(before, O_RDWR);
+        chmod(before, 0444);
         switch (how) {
         case 0:
             unlink(before);
@@ -247,7 +251,7 @@ static void a_page_that_somebody_spoilt_is_made_anew(const char *dir) {
             chmod(before, 0);
             break;
         case 2:
-            expect(ftruncate(fd, 0) == 0, "root can cut it");
+            expect(ftruncate(fd, 0) == 0, "who means to can cut it");
             break;
         case 3:
             expect(pwrite(fd, "garbage", 7, 0) == 7, "or write over it");
@@ -430,6 +434,51 @@ static void the_dead_are_not_looked_at(const char *dir) {
     unlink(gone->path);
 }
 
+/* An online process that is the first one of a PID namespace, with the /proc of ours. Its parent,
+ * who ends when that cannot be had. */
+static pid_t in_a_namespace(struct mux_beacon *own, const char *dir) {
+    pid_t child = fork_child();
+    if (child != 0)
+        return child;
+    if (unshare(CLONE_NEWPID) != 0)
+        _exit(0);
+    pid_t first = fork_child();
+    if (first == 0) {
+        expect(getpid() == 1 && mux_beacon_claim(own, dir) == 0, "a page can be made");
+        expect(own->owner == 1, "under the one name that is known");
+        own->slot->launches = 1;
+        for (;;)
+            pause();
+    }
+    waitpid(first, NULL, 0);
+    _exit(1);
+}
+
+static void two_of_one_pid_do_not_disturb_each_other(const char *dir) {
+    struct mux_beacon *own = shared_memory(2 * sizeof *own);
+    int64_t at = 1000 * MS;
+    pid_t child[2];
+    for (int i = 0; i < 2; i++)
+        child[i] = in_a_namespace(&own[i], dir);
+    mux_beacon_open(&reader, dir, at);
+    while (wait_at(at) == 0 || reader.pages < 2) {
+        if (waitpid(child[0], NULL, WNOHANG) != 0) /* only root makes namespaces */
+            return;
+        usleep(1000);
+    }
+    expect(strcmp(own[0].path, own[1].path) != 0, "each has a page");
+    kill_now(child[0]);
+    expect(is_soon_unlocked(own[0].path), "one ends");
+    expect(is_locked(own[1].path), "and the other does not");
+    mux_beacon_close(&reader);
+    mux_beacon_open(&reader, dir, at);
+    expect(reader.pages == 1 && wait_at(at) == INT64_MAX, "readers see it alone");
+    mux_beacon_close(&reader);
+    kill_now(child[1]);
+    unlink(own[0].path);
+    unlink(own[1].path);
+}
+
 static void of_more_than_there_is_room_for_the_rest_waits_for_its_turn(const char *dir) {
     int64_t at = 1000 * MS;
     for (unsigned i = 1; i <= MUX_BEACON_PROCESSES + 5; i++)
@@ -528,7 +577,7 @@ int main(int count, char **arguments) {
     } else if (strcmp(what, "own") == 0) {
         make_directory(dir);
         a_page_is_whole_locked_and_read_only(dir);
-        only_root_can_harm_it_unless_he_means_to(dir);
+        nobody_cuts_it_who_does_not_mean_to(dir);
         a_child_has_its_own_and_leaves_its_parents_alone(dir);
         a_lock_goes_with_the_process_and_not_with_its_children(dir);
         exec_leaves_a_page_without_a_lock(dir);
@@ -545,6 +594,7 @@ int main(int count, char **arguments) {
         pages_are_seen_at_the_next_look(dir);
         a_directory_that_comes_later_is_found_and_one_that_goes_changes_nothing(dir);
         the_dead_are_not_looked_at(dir);
+        two_of_one_pid_do_not_disturb_each_other(dir);
         of_more_than_there_is_room_for_the_rest_waits_for_its_turn(dir);
     } else if (strcmp(what, "garbage") == 0) {
         make_directory(dir);
