@@ -8,7 +8,10 @@ device works and when it stops comes from the log of a simulated A100 under MPS.
   and closes groups included; ``…_by_call``, ``…_by_us`` (of other lengths).
 - ``driver_calls_per_launch_added``: calls to the driver beyond the launch; ``…_by_us``.
 - ``launch_ns_added``, ``launch_ns_added_2threads``: time per launch; two threads at once, each with its stream.
-- ``alloc_free_ns_added``: time per free and allocation of one of 1, ``…_5000_live``, ``…_100000_live``, with a quota.
+- ``alloc_free_ns_added``: time per allocation that is freed again, beside one that lives, with a quota;
+  ``…_5000_live``, ``…_100000_live``; ``…_any_by_live``: of a free of any of them, and an allocation;
+  ``alloc_free_instructions_added_by_live``: the same in instructions. ``alloc_growing_ns_added``: per allocation of
+  512 bytes, up to 100,000 that live: each enters the job page, which pairs do not.
 - ``stop_ms_p99``: freeze written → the last offline kernel ends; 0.2 ms kernels, launched without a pause.
   ``…_mixed``: 5 µs and 20 ms kernels, less the longest one; ``…_unbounded``: as the first, with the largest window that
   there is, as good as none. ``…_by_case``; ``…_less_one_kernel_by_case``: less the longest kernel.
@@ -55,12 +58,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with node() as kept:
         take(launches.instructions(kept, options.more))
         take(launches.calls(kept))
+    with node(quota_bytes=memory.QUOTA_BYTES) as kept:
+        take(memory.instructions(kept))
     oversleeps.clear()
     with host.ahead_of_others() as found["ahead_of_others"]:
         with node() as kept:
             take(launches.times(kept, options.repeat))
             take(startup.times(kept, options.starts))
-        take(memory.times(options.repeat))
+        with node(quota_bytes=memory.QUOTA_BYTES) as kept:
+            take(memory.times(kept, -(-options.repeat // 4)))
         with gpu(options.kind) as simulated, node() as kept:
             take(stops.by_gate(simulated, kept, options.stops, options.more))
             take(stops.by_beacon(simulated, kept, options.stops))
@@ -74,7 +80,7 @@ def main(words: list[str] | None = None) -> None:
     """Measure, and print one JSON object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", default="A100", help="kind of the simulated GPU")
-    parser.add_argument("--repeat", type=int, default=8, help="processes of which the shortest round counts")
+    parser.add_argument("--repeat", type=int, default=12, help="processes of which the shortest round counts")
     parser.add_argument("--starts", type=int, default=60, help="starts of a program with the library, and without")
     parser.add_argument("--stops", type=int, default=120, help="stops of each case, and requests beside the beacon")
     parser.add_argument("--rounds", type=int, default=3, help="rounds in which throughputs are compared")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from xcuda.node import DEADLINE_S, IDLE_DRIVER, PROGRAMS, Node, idle_run, say
+from xcuda.node import Node, idle_instructions, idle_run, say
 
 CALLS = (
     "cuLaunchKernel",
@@ -29,23 +24,8 @@ _COUNTED = 10_000
 
 
 def per_launch(call: str, takes_us: int, extra: Mapping[str, str]) -> float:
-    """Count what the program's own thread executes for a launch, once everything is learned."""
-    with tempfile.TemporaryDirectory(prefix="muxflow-bench-") as folder:
-        subprocess.run(
-            [
-                "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes", "--toggle-collect=measured_round",
-                f"--callgrind-out-file={folder}/out",
-                str(PROGRAMS / "bench_launches"), call, str(_COUNTED), "1", f"takes_ns={takes_us * 1000}",
-            ],
-            env={**os.environ, "LD_LIBRARY_PATH": str(IDLE_DRIVER), **extra},
-            check=True,
-            capture_output=True,
-            timeout=DEADLINE_S,
-        )  # fmt: skip
-        found = re.search(r"^totals: (\d+)", (Path(folder) / "out-01").read_text(), re.MULTILINE)
-    if not found:
-        raise RuntimeError("callgrind counted nothing")
-    return int(found[1]) / _COUNTED
+    """Count the instructions of a launch, once everything is learned."""
+    return idle_instructions("bench_launches", call, _COUNTED, 1, f"takes_ns={takes_us * 1000}", extra=extra) / _COUNTED
 
 
 def instructions(node: Node, more: bool = True) -> dict[str, Any]:
@@ -81,7 +61,7 @@ def calls(node: Node) -> dict[str, Any]:
     }
 
 
-def times(node: Node, repeat: int, rounds: int = 200) -> dict[str, Any]:
+def times(node: Node, repeat: int, rounds: int = 100) -> dict[str, Any]:
     """Measure the time that the library adds: the shortest of many short rounds, with and without in turn."""
     shortest: dict[tuple[int, bool], float] = {}
     for _ in range(repeat):
@@ -96,4 +76,5 @@ def times(node: Node, repeat: int, rounds: int = 200) -> dict[str, Any]:
         "launch_ns_added": added[1],
         "launch_ns_added_2threads": added[2],
         "launch_ns_bare": round(shortest[1, False], 1),
+        "launch_ns_bare_2threads": round(shortest[2, False], 1),
     }

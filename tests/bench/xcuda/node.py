@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,6 +143,25 @@ def idle_run(program: str, *arguments: object, extra: Mapping[str, str]) -> list
         timeout=DEADLINE_S,
     )
     return [float(word) for word in done.stdout.split()]
+
+
+def idle_instructions(program: str, *arguments: object, extra: Mapping[str, str]) -> int:
+    """Count what a program's first thread executes in the round that it measures, on the driver that does nothing."""
+    with tempfile.TemporaryDirectory(prefix="muxflow-bench-") as folder:
+        subprocess.run(
+            [
+                "valgrind", "--quiet", "--tool=callgrind", "--separate-threads=yes", "--toggle-collect=measured_round",
+                f"--callgrind-out-file={folder}/out", str(PROGRAMS / program), *map(str, arguments),
+            ],
+            env={**os.environ, "LD_LIBRARY_PATH": str(IDLE_DRIVER), **extra},
+            check=True,
+            capture_output=True,
+            timeout=DEADLINE_S,
+        )  # fmt: skip
+        found = re.search(r"^totals: (\d+)", (Path(folder) / "out-01").read_text(), re.MULTILINE)
+    if not found:
+        raise RuntimeError("callgrind counted nothing")
+    return int(found[1])
 
 
 class Gpu:
