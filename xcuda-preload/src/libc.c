@@ -2,10 +2,14 @@
 
 #include <elf.h>
 #include <link.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
+
+bool libc_same(const char *one, const char *other) {
+    while (*one != '\0' && *one == *other)
+        one++, other++;
+    return *one == *other;
+}
 
 /* What of a library says where its symbols are. */
 struct tables {
@@ -16,18 +20,14 @@ struct tables {
 };
 
 /* The loader has made addresses of the offsets, except in libraries that cannot be written to. */
-static const void *place(const struct dl_phdr_info *library, ElfW(Addr) at) {
-    return (const void *)(at < library->dlpi_addr ? library->dlpi_addr + at : at);
+static const void *place(const struct link_map *library, ElfW(Addr) at) {
+    return (const void *)(at < library->l_addr ? library->l_addr + at : at);
 }
 
-static bool read_tables(const struct dl_phdr_info *library, struct tables *tables) {
-    const ElfW(Dyn) *entry = NULL;
-    for (int i = 0; i < library->dlpi_phnum; i++) {
-        if (library->dlpi_phdr[i].p_type == PT_DYNAMIC)
-            entry = (const void *)(library->dlpi_addr + library->dlpi_phdr[i].p_vaddr);
-    }
+static bool read_tables(const struct link_map *library, struct tables *tables) {
     size_t soname = 0;
-    for (; entry != NULL && entry->d_tag != DT_NULL; entry++) {
+    for (const ElfW(Dyn) *entry = library->l_ld; entry != NULL && entry->d_tag != DT_NULL;
+         entry++) {
         if (entry->d_tag == DT_STRTAB)
             tables->strings = place(library, entry->d_un.d_ptr);
         if (entry->d_tag == DT_SYMTAB)
@@ -63,35 +63,26 @@ static const ElfW(Sym) * find_symbol(const struct tables *tables, const char *na
     for (;; i++) {
         const ElfW(Sym) *symbol = &tables->symbols[i];
         if ((hashes[i - first] | 1) == (hash | 1) && symbol->st_shndx != SHN_UNDEF &&
-            strcmp(tables->strings + symbol->st_name, name) == 0)
+            libc_same(tables->strings + symbol->st_name, name))
             return symbol;
         if (hashes[i - first] & 1)
             return NULL;
     }
 }
 
-struct search {
-    const char *name;
-    void *found;
-};
-
 /* Before glibc 2.34 these functions were in a library of their own. */
-static int look_into(struct dl_phdr_info *library, size_t size, void *data) {
-    (void)size;
-    struct search *search = data;
-    struct tables tables = {0};
-    if (!read_tables(library, &tables) ||
-        (strcmp(tables.soname, "libc.so.6") != 0 && strcmp(tables.soname, "libdl.so.2") != 0))
-        return 0;
-    const ElfW(Sym) *symbol = find_symbol(&tables, search->name);
-    if (symbol == NULL)
-        return 0;
-    search->found = (void *)(library->dlpi_addr + symbol->st_value);
-    return 1;
+static bool is_c_library(const struct tables *tables) {
+    return libc_same(tables->soname, "libc.so.6") || libc_same(tables->soname, "libdl.so.2");
 }
 
 void *libc_function(const char *name) {
-    struct search search = {name, NULL};
-    dl_iterate_phdr(look_into, &search);
-    return search.found;
+    for (const struct link_map *library = _r_debug.r_map; library; library = library->l_next) {
+        struct tables tables = {0};
+        if (!read_tables(library, &tables) || !is_c_library(&tables))
+            continue;
+        const ElfW(Sym) *symbol = find_symbol(&tables, name);
+        if (symbol != NULL)
+            return (void *)(library->l_addr + symbol->st_value);
+    }
+    return NULL;
 }

@@ -4,7 +4,6 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include <string.h>
 
 #include "driver.h"
 #include "libc.h"
@@ -46,7 +45,7 @@ static struct finder *finder_named(const char *name) {
     if (name[0] != 'd' || name[1] != 'l')
         return NULL;
     unsigned i = 0;
-    while (i < FINDERS && strcmp(finders[i].name, name) != 0)
+    while (i < FINDERS && !libc_same(finders[i].name, name))
         i++;
     return i < FINDERS ? &finders[i] : NULL;
 }
@@ -114,10 +113,10 @@ static struct symbols_answer answer(const struct question *asked) {
     if (name == NULL || asked->real == NULL)
         return elsewhere;
     struct finder *finder = finder_named(name);
-    if ((finder == NULL && !may_be_hooked(name)) || settings()->mode == MODE_INERT)
-        return elsewhere;
     if (finder != NULL)
         return answer_finder(asked, finder);
+    if (!may_be_hooked(name) || settings()->mode == MODE_INERT)
+        return elsewhere;
     enum hook_index hook = driver_hook_named(name);
     return hook == HOOK_COUNT ? elsewhere : answer_hooked(asked, hook);
 }

@@ -119,6 +119,27 @@ def test_the_next_function_is_the_one_behind_the_caller(node: Node, library: Pat
     assert int(told) == os.getpid()
 
 
+_ASKS = """
+#include <dlfcn.h>
+#include <stdio.h>
+int main(void) {
+    void *library = dlopen("libm.so.6", RTLD_NOW);
+    return printf("%g\\n", ((double (*)(double))dlsym(library, "cos"))(0)) == 2 ? 7 : 1;
+}
+"""
+
+
+@pytest.mark.parametrize("sanitizer", [["thread"], ["address", "-static-libasan"]], ids=lambda words: words[0])
+def test_a_program_whose_sanitizer_looks_for_functions_before_anything_works_is_unharmed(
+    node: Node, tmp_path: Path, sanitizer: list[str]
+) -> None:
+    flags = [f"-fsanitize={sanitizer[0]}", *sanitizer[1:]]
+    subprocess.run(
+        ["cc", "-x", "c", "-", "-o", tmp_path / "asks", *flags], input=_ASKS, text=True, check=True, timeout=60
+    )
+    assert node.run(tmp_path / "asks") == (7, "1\n", "")
+
+
 def test_an_error_of_dlsym_is_told_as_without_the_library(node: Node) -> None:
     program = """
         import ctypes
