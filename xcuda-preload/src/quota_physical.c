@@ -83,18 +83,56 @@ CUresult on_mem_release(enum hook_index hook, CUmemGenericAllocationHandle handl
     return result;
 }
 
-/* Gives another reference to the handle of what is mapped at an address. */
+/* The mapping that an address lies in. Asked for seldom: it may take long. */
+static const struct ledger_entry *mapping_around(const struct ledger *ledger, uint64_t address) {
+    for (uint64_t i = 0; i < ledger->capacity; i++) {
+        const struct ledger_entry *entry = &ledger->entries[i];
+        if (entry->kind == LEDGER_MAPPING && address >= entry->key &&
+            address - entry->key < entry->references * LEAST_GRANULARITY)
+            return entry;
+    }
+    return NULL;
+}
+
+static void add_handle(struct ledger *ledger, CUmemGenericAllocationHandle handle,
+                       uint64_t object) {
+    struct ledger_entry *entry = ledger_find(ledger, LEDGER_HANDLE, handle);
+    if (entry != NULL)
+        entry->references++;
+    else
+        ledger_add(ledger,
+                   &(struct ledger_entry){
+                       .kind = LEDGER_HANDLE, .key = handle, .references = 1, .object = object});
+    add_reference(ledger, object);
+}
+
+/* Gives another reference to the handle of what is mapped at an address, or a handle again if the
+ * last one was released. */
 CUresult on_mem_retain(enum hook_index hook, CUmemGenericAllocationHandle *handle, void *address) {
     bool gated = launch_gated();
     CUresult result = REAL_OF(hook, cuMemRetainAllocationHandle)(handle, address);
     if (!gated || result != CUDA_SUCCESS)
         return result;
     struct ledger *ledger = quota_lock();
-    struct ledger_entry *entry = ledger_find(ledger, LEDGER_HANDLE, *handle);
-    if (entry != NULL) {
-        entry->references++;
-        add_reference(ledger, entry->object);
-    }
+    const struct ledger_entry *mapping = mapping_around(ledger, (uint64_t)(uintptr_t)address);
+    if (mapping != NULL)
+        add_handle(ledger, *handle, mapping->object);
+    quota_unlock();
+    return result;
+}
+
+/* Memory of others is charged to them. The process's own may come back under a handle that it has:
+ * that one then has to be released once more. */
+CUresult on_mem_import(enum hook_index hook, CUmemGenericAllocationHandle *handle, void *shareable,
+                       int type) {
+    bool gated = launch_gated();
+    CUresult result = REAL_OF(hook, cuMemImportFromShareableHandle)(handle, shareable, type);
+    if (!gated || result != CUDA_SUCCESS)
+        return result;
+    struct ledger *ledger = quota_lock();
+    const struct ledger_entry *known = ledger_find(ledger, LEDGER_HANDLE, *handle);
+    if (known != NULL)
+        add_handle(ledger, *handle, known->object);
     quota_unlock();
     return result;
 }

@@ -40,6 +40,11 @@ class Array3D(ctypes.Structure):
 DEVICE = Prop(type=1, where=1)
 FLOAT = 0x20
 
+def pool():
+    found = c_void_p()
+    call("cuDeviceGetDefaultMemPool", byref(found), 0)
+    return found
+
 def pointer(name, *rest):
     address = c_uint64()
     return result_of(name, byref(address), *rest), address
@@ -51,6 +56,8 @@ _TAKE = {
     "cuMemAllocPitch": 'pointer("cuMemAllocPitch_v2", byref(c_size_t()), c_size_t(n // 1024), c_size_t(1024), 4)',
     "cuMemAllocAsync": 'pointer("cuMemAllocAsync", c_size_t(n), None)',
     "cuMemAllocAsync_ptsz": 'pointer("cuMemAllocAsync_ptsz", c_size_t(n), None)',
+    "cuMemAllocFromPoolAsync": 'pointer("cuMemAllocFromPoolAsync", c_size_t(n), pool(), None)',
+    "cuMemAllocFromPoolAsync_ptsz": 'pointer("cuMemAllocFromPoolAsync_ptsz", c_size_t(n), pool(), None)',
     "cuMemCreate": 'pointer("cuMemCreate", c_size_t(n), byref(DEVICE), c_uint64(0))',
     "cuArrayCreate": 'pointer("cuArrayCreate_v2", byref(Array(n // 4096, 1024, FLOAT, 1)))',
     "cuArray3DCreate": 'pointer("cuArray3DCreate_v2", byref(Array3D(n // 4096, 32, 32, FLOAT, 1, 0)))',
@@ -62,6 +69,8 @@ _GIVE = {
     "cuMemAllocPitch": 'call("cuMemFree_v2", taken)',
     "cuMemAllocAsync": 'call("cuMemFreeAsync", taken, None)',
     "cuMemAllocAsync_ptsz": 'call("cuMemFreeAsync_ptsz", taken, None)',
+    "cuMemAllocFromPoolAsync": 'call("cuMemFreeAsync", taken, None)',
+    "cuMemAllocFromPoolAsync_ptsz": 'call("cuMemFreeAsync_ptsz", taken, None)',
     "cuMemCreate": 'call("cuMemRelease", taken)',
     "cuArrayCreate": 'call("cuArrayDestroy", taken)',
     "cuArray3DCreate": 'call("cuArrayDestroy", taken)',
