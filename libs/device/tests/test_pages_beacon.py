@@ -170,6 +170,7 @@ def test_whatever_else_lies_there_is_cleared_away_once_it_is_not_being_made(
     (place / f"{6:016x}").symlink_to("/dev/zero")
     (place / f"{7:016x}").mkdir()
     (place / "notes").touch()
+    monkeypatch.setattr("muxflow_device.pages.beacon._UNFINISHED_S", 1000.0)
     assert beacons.read().pids == {online.pid}
     assert set(place.iterdir()) == {online.path, unfinished, place / "notes"}
     monkeypatch.setattr("muxflow_device.pages.beacon._UNFINISHED_S", 0.0)
