@@ -1,7 +1,7 @@
 /* Looks for calls of the driver in every way that there is, and says whose function each finds:
  *   program_symbols DRIVER LIBRARY [launch]
  * prints one line for each way: its name, and `file:function`, or `none`. LIBRARY is libbound.so.
- * With `launch`, launches once by each of them. */
+ * With `launch`, launches once by each of them, and waits at the end for the end of its input. */
 #include <dlfcn.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -127,5 +127,7 @@ int main(int count, char **arguments) {
 
     void *apart = dlmopen(LM_ID_NEWLM, path, RTLD_NOW | RTLD_LOCAL);
     tell("in a namespace of its own", apart == NULL ? NULL : dlsym(apart, "cuLaunchKernel"));
+    while (launches && getchar() != EOF)
+        continue;
     return 0;
 }
