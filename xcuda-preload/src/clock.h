@@ -4,7 +4,9 @@
 
 #include <errno.h>
 #include <stdint.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 static inline int64_t clock_now_ns(void) {
     struct timespec now;
@@ -19,11 +21,11 @@ static inline int64_t clock_boottime_ns(void) {
 }
 
 /* Sleeps for so long, or until a handler of a signal has run: signals are delivered meanwhile.
- * Leaves errno alone. */
+ * Leaves errno alone. The C library's function would be a place where a thread may be cancelled. */
 static inline void clock_doze(int64_t duration_ns) {
     int before = errno;
     struct timespec duration = {duration_ns / 1000000000, duration_ns % 1000000000};
-    nanosleep(&duration, NULL);
+    syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &duration, NULL);
     errno = before;
 }
 

@@ -57,6 +57,9 @@ extern struct driver driver;
  */
 bool driver_find(void);
 
+/* In a child after fork. */
+void driver_forget_lock(void);
+
 /* The hook that stands in for a function of the driver, else the function itself. */
 void *driver_route(void *function);
 

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "cancel.h"
 #include "clock.h"
 #include "log.h"
 #include "settings.h"
@@ -86,9 +87,11 @@ void gate_age(int64_t now_ns) {
 
 int64_t gate_beacon_wait_ns(int64_t now_ns) {
     uint32_t holdoff_us = mux_load32(&mux_view_device(&view)->beacon_holdoff_us);
+    int before = cancel_forbid();
     pthread_mutex_lock(&beacon_lock);
     int64_t wait_ns = mux_beacon_wait_ns(&beacon, holdoff_us, now_ns);
     pthread_mutex_unlock(&beacon_lock);
+    cancel_restore(before);
     return wait_ns;
 }
 

@@ -8,6 +8,7 @@
 
 #include "account.h"
 #include "budget.h"
+#include "cancel.h"
 #include "clock.h"
 #include "driver.h"
 #include "gate.h"
@@ -21,6 +22,7 @@ enum { CHARGE_ATTEMPTS = 4 };
 #define WANTING_NS INT64_C(100000000)
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int cancel_before; /* whether the thread that has the lock could be cancelled before */
 static struct mux_job page;
 static struct mux_process_slot slot; /* what is published, but for the account's part */
 static struct mux_spending spending; /* of the others */
@@ -31,6 +33,18 @@ static struct {
     int64_t changed_ns;
 } seen[MUX_JOB_SLOTS];
 static int claim_error = -1;
+
+static void acquire(void) {
+    int before = cancel_forbid();
+    pthread_mutex_lock(&lock);
+    cancel_before = before;
+}
+
+static void release(void) {
+    int before = cancel_before;
+    pthread_mutex_unlock(&lock);
+    cancel_restore(before);
+}
 
 static bool have_slot(void) {
     return page.owner != 0;
@@ -46,10 +60,10 @@ static void claim(void) {
 }
 
 void job_claim(void) {
-    pthread_mutex_lock(&lock);
+    acquire();
     if (!have_slot())
         claim();
-    pthread_mutex_unlock(&lock);
+    release();
 }
 
 /* A slot that is lost (the page was truncated) is claimed anew by the warden. */
@@ -79,9 +93,9 @@ static void publish(void) {
 }
 
 void job_publish(void) {
-    pthread_mutex_lock(&lock);
+    acquire();
     publish();
-    pthread_mutex_unlock(&lock);
+    release();
 }
 
 /* Whether the process in this slot has got on, or waited to, within the last moments: its counters
@@ -115,11 +129,11 @@ static void read_others(int64_t now_ns) {
 }
 
 void job_look_at_others(struct job_others *answer, int64_t now_ns, int64_t age_ns) {
-    pthread_mutex_lock(&lock);
+    acquire();
     if (now_ns - others_at_ns >= age_ns)
         read_others(now_ns);
     *answer = others;
-    pthread_mutex_unlock(&lock);
+    release();
 }
 
 static int charge(uint64_t bytes, uint64_t quota_bytes) {
@@ -138,25 +152,25 @@ bool job_charge(uint64_t bytes) {
     for (int attempt = 0; error == EDQUOT && attempt < CHARGE_ATTEMPTS; attempt++) {
         if (attempt > 0)
             sched_yield();
-        pthread_mutex_lock(&lock);
+        acquire();
         error = charge(bytes, gate_quota_bytes());
         if (error == 0)
             slot.memory_bytes = bytes;
-        pthread_mutex_unlock(&lock);
+        release();
     }
     return error == 0;
 }
 
 void job_charge_anyway(uint64_t bytes) {
-    pthread_mutex_lock(&lock);
+    acquire();
     charge(bytes, 0);
     slot.memory_bytes = bytes;
-    pthread_mutex_unlock(&lock);
+    release();
 }
 
 uint64_t job_left_bytes(uint64_t quota_bytes) {
     struct mux_process_slot slots[MUX_JOB_SLOTS];
-    pthread_mutex_lock(&lock);
+    acquire();
     uint64_t used_bytes = slot.memory_bytes;
     bool read = have_slot() && mux_job_read(&page, slots) == 0;
     for (unsigned i = 0; read && i < MUX_JOB_SLOTS; i++) {
@@ -164,15 +178,15 @@ uint64_t job_left_bytes(uint64_t quota_bytes) {
         if (other && mux_owner_lives(slots[i].owner))
             used_bytes += slots[i].memory_bytes;
     }
-    pthread_mutex_unlock(&lock);
+    release();
     return used_bytes < quota_bytes ? quota_bytes - used_bytes : 0;
 }
 
 void job_note_refusal(uint64_t bytes) {
-    pthread_mutex_lock(&lock);
+    acquire();
     slot.refused_bytes += bytes;
     publish();
-    pthread_mutex_unlock(&lock);
+    release();
 }
 
 /* Errors after which every call in the context fails. */
@@ -204,7 +218,7 @@ static bool is_sticky(CUresult result) {
 void job_note_result(enum hook_index hook, CUresult result) {
     if (!is_sticky(result))
         return;
-    pthread_mutex_lock(&lock);
+    acquire();
     if (slot.last_error == 0) {
         slot.last_error = (uint32_t)result;
         slot.last_error_call = hook;
@@ -212,25 +226,25 @@ void job_note_result(enum hook_index hook, CUresult result) {
         log_line("%s gave error %d: the context is lost", hook_table[hook].name, result);
         publish();
     }
-    pthread_mutex_unlock(&lock);
+    release();
 }
 
 void job_note_drained(bool drained) {
-    pthread_mutex_lock(&lock);
+    acquire();
     if (slot.drained != drained) {
         slot.drained = drained;
         publish();
     }
-    pthread_mutex_unlock(&lock);
+    release();
 }
 
 /* The slot stays: what the process did can be read until another one needs the place. */
 void job_end(void) {
-    pthread_mutex_lock(&lock);
+    acquire();
     slot.drained = 1;
     slot.memory_bytes = 0;
     publish();
-    pthread_mutex_unlock(&lock);
+    release();
 }
 
 void job_forget_all(void) {

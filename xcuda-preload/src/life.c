@@ -5,6 +5,7 @@
 
 #include "account.h"
 #include "beacon.h"
+#include "cancel.h"
 #include "capture.h"
 #include "context.h"
 #include "drain.h"
@@ -22,16 +23,18 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* outermost */
 static bool registered;
+static bool begun; /* there is something to forget in a child */
 
 /* A child has none of its parent's threads, contexts or memory: it begins anew if it ever uses
  * CUDA. Nothing here may be locked, for nobody is left to unlock it. */
 static void child_after_fork(void) {
     pthread_mutex_init(&lock, NULL);
-    uint32_t before = atomic_load(&attention);
-    if (before & (ATTENTION_START | ATTENTION_INERT))
+    driver_forget_lock();
+    if (!begun)
         return;
+    begun = false;
     atomic_store(&attention, ATTENTION_START);
-    if (before & ATTENTION_BEACON) {
+    if (settings()->mode == MODE_BEACON) {
         beacon_forget_all();
         return;
     }
@@ -62,17 +65,26 @@ static void at_exit(void) {
     }
 }
 
+/* Before anything is begun: another thread may fork in the middle of it. */
+static void begin(void) {
+    if (!registered) {
+        registered = true;
+        pthread_atfork(NULL, NULL, child_after_fork);
+        atexit(at_exit);
+    }
+    begun = true;
+}
+
 static void start_beacon(void) {
+    int cancel = cancel_forbid();
     pthread_mutex_lock(&lock);
     if (atomic_load(&attention) & ATTENTION_START) {
+        begin();
         beacon_start();
-        if (!registered) {
-            registered = true;
-            pthread_atfork(NULL, NULL, child_after_fork);
-        }
         atomic_store(&attention, ATTENTION_BEACON);
     }
     pthread_mutex_unlock(&lock);
+    cancel_restore(cancel);
 }
 
 bool life_start(void) {
@@ -90,21 +102,19 @@ bool life_start(void) {
     }
     if (!driver_find())
         return false;
+    int cancel = cancel_forbid();
     pthread_mutex_lock(&lock);
     if (atomic_load(&attention) & ATTENTION_START) {
+        begin();
         gate_start();
         job_claim();
-        if (!registered) {
-            registered = true;
-            pthread_atfork(NULL, NULL, child_after_fork);
-            atexit(at_exit);
-        }
         warden_start();
         stop_start();
         atomic_fetch_and(&attention, ~(uint32_t)ATTENTION_START);
         log_line("gated: device %s, job %s", settings()->device_dir, settings()->job_dir);
     }
     pthread_mutex_unlock(&lock);
+    cancel_restore(cancel);
     return true;
 }
 

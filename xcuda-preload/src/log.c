@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cancel.h"
 #include "clock.h"
 #include "settings.h"
 
@@ -27,7 +28,7 @@ void log_line(const char *format, ...) {
     const char *path = settings()->log;
     if (path[0] == '\0' || !within_rate())
         return;
-    int before = errno;
+    int before = errno, cancel = cancel_forbid();
     char line[LINE_BYTES];
     int used = snprintf(line, sizeof line, "xcuda[%d]: ", (int)getpid());
     va_list arguments;
@@ -45,5 +46,6 @@ void log_line(const char *format, ...) {
         errno = 0; /* nobody to tell */
     if (fd >= 0 && fd != STDERR_FILENO)
         close(fd);
+    cancel_restore(cancel);
     errno = before;
 }

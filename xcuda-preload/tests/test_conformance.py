@@ -32,7 +32,7 @@ _IN_C = {
     "processes": (
         "forked forked-exits forked-executed vforked spawned shell killed forked-launches itself again daemon"
     ),
-    "threads": "many own-streams that-wait side-by-side",
+    "threads": "many own-streams that-wait side-by-side cancelled",
 }
 
 _IN_PYTHON = {

@@ -59,7 +59,7 @@ static int one_after_another(void *(*work)(void *), void *argument, int count) {
 }
 
 static int many(void) {
-    return one_after_another(launch_once, stream, 2000);
+    return one_after_another(launch_once, stream, 1000);
 }
 
 static int many_with_own_streams(void) {
@@ -80,11 +80,59 @@ static int side_by_side(void) {
     return 0;
 }
 
+static void *launch_until_cancelled(void *nothing) {
+    NEED(cuCtxSetCurrent(context));
+    for (;;) {
+        NEED(add(100000, stream));
+        pthread_testcancel();
+    }
+    return nothing;
+}
+
+/* Wherever a thread is cancelled, it leaves nothing behind that another waits for. */
+static int cancelled(void) {
+    for (int round = 0; round < 40; round++) {
+        pthread_t threads[3];
+        for (int i = 0; i < 3; i++)
+            pthread_create(&threads[i], NULL, launch_until_cancelled, NULL);
+        NEED(add(1000, stream));
+        for (int i = 0; i < 3; i++) {
+            void *result;
+            pthread_cancel(threads[i]);
+            pthread_join(threads[i], &result);
+            if (result != PTHREAD_CANCELED)
+                return 97;
+        }
+    }
+    printf("%d\n", sum() >= 40 + 120);
+    return 0;
+}
+
+static long resident_pages(void) {
+    long size, resident = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file == NULL || fscanf(file, "%ld %ld", &size, &resident) != 2)
+        exit(97);
+    fclose(file);
+    return resident;
+}
+
+/* Half of them first, so that what is taken once has been taken. */
+static int ten_thousand(void) {
+    int failed = one_after_another(launch_once, stream, 5000);
+    long before = resident_pages();
+    failed |= one_after_another(launch_once, stream, 5000);
+    printf("%d\n", resident_pages() < before + 256);
+    return failed;
+}
+
 static const struct way ways[] = {
     {"many", many},
     {"own-streams", many_with_own_streams},
     {"that-wait", many_that_wait},
     {"side-by-side", side_by_side},
+    {"cancelled", cancelled},
+    {"ten-thousand", ten_thousand},
     {NULL, NULL},
 };
 
