@@ -262,6 +262,8 @@ static enum hindrance try_admit(struct request *request, const struct wait *wait
     }
     if (lane->open)
         group_close(lane, request->now_ns);
+    else if (wait->begun) /* it may have been over long before it was due */
+        group_poll(lane, request->now_ns);
     else
         group_poll_due(lane, request->now_ns);
     request->sample |= is_sample_due(request);

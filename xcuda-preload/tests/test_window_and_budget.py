@@ -114,6 +114,19 @@ def test_the_device_works_for_the_job_as_long_as_its_budget_says(
     assert max(shares) >= 0.17
 
 
+def test_a_large_budget_is_used_up_by_kernels_whose_lengths_nobody_can_tell(gpu_node: GpuNode, programs: Path) -> None:
+    gpu_node.open_gate(budget_permille=700)
+    process = gpu_node.start(programs / "program_kernels", "us=50,5000", "alike", "seconds=1.2")
+    _finish(process)
+    kernels = _kernels(gpu_node, process)
+    start_ns = kernels[0].started_ns or 0
+    shares = [
+        total_ns(device_busy(kernels, from_ns, from_ns + 300 * _MS)) / (300 * _MS)
+        for from_ns in range(start_ns + 200 * _MS, start_ns + 900 * _MS, 50 * _MS)
+    ]
+    assert max(shares) >= 0.68
+
+
 def test_processes_of_a_job_share_its_budget_and_none_is_left_out(gpu_node: GpuNode, programs: Path) -> None:
     gpu_node.open_gate(budget_permille=200)
     processes = [gpu_node.start(programs / "program_kernels", "us=1000", "seconds=2") for _ in range(3)]
