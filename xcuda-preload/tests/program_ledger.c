@@ -274,7 +274,7 @@ static void check_rest(uint64_t rest_bytes) {
         bool all = take(&rest, rest_bytes - context_bytes, 2);
         _exit(!all ? 10 : take(&more, UNIT_BYTES, 2) ? 11 : 0);
     }
-    int status;
+    int status = 0;
     if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
         fail("of %llu bytes that are left a process could not have all, or had more: %d",
              (unsigned long long)rest_bytes, status);

@@ -22,6 +22,9 @@ _SYSROOT = Path("/usr/aarch64-linux-gnu")
 _UNITS = ("xcuda_units",)
 _PARTS = ("tests/libcuda.so.1", "tests/libbound.so", "tests/libnext.so", "tests/program_symbols", "libxcuda.so")
 
+_STRICTLY = ("-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-pthread", "-fsyntax-only")
+_INCLUDED = ("-Iinclude", "-Isrc", "-Ibuild/hooks", "-I../libs/simgpu/include")
+
 _HOOK = "libxcuda.so:cuLaunchKernel"
 
 
@@ -75,6 +78,8 @@ def test_clang_builds_the_same_without_a_warning(node: Node, built_by: Callable[
     _needs("clang")
     place = built_by("clang", "-O2", *_PARTS)
     built_by("clang", "-O0", *(f"tests/{name}" for name in _UNITS))  # they have objects of their own
+    programs = [*(_ROOM / "tests").glob("**/*.c")]
+    subprocess.run(["clang", *_STRICTLY, *_INCLUDED, *programs], cwd=_ROOM, timeout=120, check=True)
     environment = {**os.environ, "XCUDA_DEVICE_DIR": str(tmp_path), "XCUDA_JOB_DIR": str(tmp_path)}
     for name in _UNITS:
         subprocess.run([place / "tests" / name], env=environment, stdout=subprocess.DEVNULL, timeout=60, check=True)
