@@ -306,6 +306,21 @@ def node(bare_node: Node) -> Node:
     return bare_node
 
 
+@pytest.fixture
+def node_under(run_directory: RunDirectory, library: Path) -> Iterator[Callable[[Path], Node]]:
+    """Makes a node whose driver is that in a directory, with a job and a frozen gate."""
+    with contextlib.ExitStack() as stack:
+
+        def make_node(driver: Path) -> Node:
+            node = Node(run_directory, library, driver)
+            stack.callback(node.close)
+            node.begin_job()
+            node.freeze()
+            return node
+
+        yield make_node
+
+
 class GpuNode(Node):
     """A node whose driver is that of a simulated GPU."""
 
