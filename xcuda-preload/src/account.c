@@ -79,6 +79,13 @@ void account_busy(int64_t start_ns, int64_t end_ns) {
     account.together_ns += new_ns - account.together_ns / FADING;
 }
 
+bool account_measures(int64_t now_ns) {
+    account_lock();
+    bool known = inflation_permille(&account.inflation, now_ns) > 0;
+    account_unlock();
+    return known;
+}
+
 enum { WIDEST = 16 };
 
 int64_t account_widen(int64_t window_ns) {

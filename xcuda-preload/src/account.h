@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "inflation.h"
 #include "timeline.h"
 
 /* When nothing completes for so long although the gate is open, a launch may go out of turn: what
@@ -27,6 +28,7 @@ struct account {
     _Atomic uint32_t in_flight;     /* launches; no lock */
     uint64_t busy_ns;               /* measured */
     int64_t charged_ns;             /* charged to the budget for what is in flight */
+    struct inflation inflation;
     struct timeline timeline;
     /* Of late: what lanes were busy each, and what they were busy together. */
     int64_t each_ns, together_ns;
@@ -62,6 +64,9 @@ bool account_out_of_turn(int64_t now_ns, int64_t since_ns);
 
 /* Enters, under the lock, that a lane was busy in this interval. */
 void account_busy(int64_t start_ns, int64_t end_ns);
+
+/* Whether something was measured of late: then the inflation is known, and soon no more. */
+bool account_measures(int64_t now_ns);
 
 /* The window as a bound on the sum over lanes: as many times the bound on time as lanes have run
  * side by side of late. */

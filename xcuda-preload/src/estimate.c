@@ -50,6 +50,7 @@ void estimate_learn(struct estimate *estimate, int64_t duration_ns, uint32_t lau
     if (atomic_load_explicit(&estimate->cost_ns, memory_order_relaxed) == ESTIMATE_UNKNOWN_NS) {
         atomic_store_explicit(&estimate->samples, 0, memory_order_relaxed);
         estimate->deviation_ns = 0;
+        estimate->baseline_ns = 0;
     }
     uint32_t weight = launches < MOST_AT_ONCE ? launches : MOST_AT_ONCE;
     uint32_t samples = atomic_load_explicit(&estimate->samples, memory_order_relaxed) + weight;
@@ -64,6 +65,24 @@ void estimate_learn(struct estimate *estimate, int64_t duration_ns, uint32_t lau
     atomic_store_explicit(&estimate->mean_ns, mean, memory_order_relaxed);
     atomic_store_explicit(&estimate->cost_ns, cost > ESTIMATE_LEAST_NS ? cost : ESTIMATE_LEAST_NS,
                           memory_order_relaxed);
+}
+
+/* A pause between two measurements says nothing of the time in between. */
+#define LONGEST_STEP_NS INT64_C(1000000000)
+
+int64_t estimate_baseline_ns(struct estimate *estimate, int64_t now_ns) {
+    int64_t mean_ns = atomic_load_explicit(&estimate->mean_ns, memory_order_relaxed);
+    if (estimate_is_young(estimate) || 2 * estimate->deviation_ns > mean_ns)
+        return 0;
+    int64_t passed_ns = now_ns - estimate->baseline_at_ns;
+    double step_ns = (double)(passed_ns < LONGEST_STEP_NS ? passed_ns : LONGEST_STEP_NS);
+    double above_ns = (double)(mean_ns - estimate->baseline_ns);
+    if (estimate->baseline_ns == 0 || above_ns <= 0)
+        estimate->baseline_ns = mean_ns;
+    else
+        estimate->baseline_ns += above_ns * step_ns * 0.693 / (double)ESTIMATE_BASELINE_HALF_NS;
+    estimate->baseline_at_ns = now_ns;
+    return estimate->baseline_ns;
 }
 
 bool estimate_is_young(const struct estimate *estimate) {

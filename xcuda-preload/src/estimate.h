@@ -24,6 +24,8 @@ struct estimate {
     _Atomic int64_t mean_ns; /* what is expected */
     int64_t deviation_ns;    /* mean distance of samples from the mean; under the learner's lock */
     _Atomic uint32_t samples;
+    /* What it takes when nothing is in its way, since when; under the learner's lock. 0: unknown */
+    int64_t baseline_ns, baseline_at_ns;
 } __attribute__((aligned(64)));
 
 enum { ESTIMATES = 4096, ESTIMATE_PROBES = 4 };
@@ -44,6 +46,17 @@ struct estimate *estimate_of(uint64_t work);
 
 /* Takes in that `launches` of it took `duration_ns` each. One caller at a time. */
 void estimate_learn(struct estimate *estimate, int64_t duration_ns, uint32_t launches);
+
+/* A baseline is the least mean of late. It falls with the mean at once, and rises with it slowly:
+ * half of the way in so much time, in which the work is measured. So a function whose work has
+ * grown has its new baseline, but for a tenth of the difference, after three or four times that;
+ * and one that others are in the way of for a minute still knows better. */
+#define ESTIMATE_BASELINE_HALF_NS INT64_C(20000000000)
+
+/* Brings the baseline up to date after a measurement, and returns it. 0: not known, for the work is
+ * young, or erratic: its usual distance from the mean is more than half of that. One caller at a
+ * time. */
+int64_t estimate_baseline_ns(struct estimate *estimate, int64_t now_ns);
 
 /* Whether so few samples were taken that every one counts. */
 bool estimate_is_young(const struct estimate *estimate);

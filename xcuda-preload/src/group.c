@@ -161,11 +161,14 @@ static void learn(struct lane *lane, const struct group *group, int64_t busy_ns,
     if (in_flight_at(group, atomic_load(&account.held_ns), ended_ns) && busy_ns > group->mean_ns)
         return;
     bool measured = group->sample || group->backlogged;
-    if (measured)
-        note_sample(lane, now_ns);
     bool bounded = busy_ns < group->mean_ns; /* it took less than expected, idle times included */
     if (measured || bounded)
         estimate_learn(group->only, busy_ns / group->launches, group->launches);
+    if (measured) {
+        note_sample(lane, now_ns);
+        int64_t baseline_ns = estimate_baseline_ns(group->only, now_ns) * group->launches;
+        inflation_add(&account.inflation, busy_ns, baseline_ns, now_ns);
+    }
 }
 
 /* Looks when the group ended, and how long it took. Under the account's lock. */

@@ -80,6 +80,7 @@ static void publish(void) {
     /* What is charged will be in flight in a moment. */
     slot.inflight_ns = (uint64_t)(account.charged_ns > account.in_flight_ns ? account.charged_ns
                                                                             : account.in_flight_ns);
+    slot.inflation_permille = inflation_permille(&account.inflation, clock_now_ns());
     slot.throttled_ns = atomic_load_explicit(&account.throttled_ns, memory_order_relaxed);
     slot.frozen_ns = atomic_load_explicit(&account.frozen_ns, memory_order_relaxed);
     account_unlock();

@@ -131,7 +131,8 @@ static void make_round(struct round *round) {
     bool was_busy = round->wanted;
     bool busy = look_after_groups(round);
     uint64_t waited_ns = atomic_load(&account.frozen_ns) + atomic_load(&account.throttled_ns);
-    round->wanted = quota_trim() || busy || waited_ns != round->waited_ns;
+    bool told = account_measures(round->now_ns);
+    round->wanted = quota_trim() || busy || told || waited_ns != round->waited_ns;
     round->waited_ns = waited_ns;
     gate_age(round->now_ns);
     if (round->now_ns - round->refreshed_ns >= REFRESH_EVERY_NS) {

@@ -41,6 +41,7 @@ T = TypeVar("T")
 _BEAT_S: Final = 0.02
 _STALE_AFTER_MS: Final = 5_000
 _HOLDOFF_US: Final = 500
+_MPS_CONTROL: Final = "nvidia-cuda-mps-control"
 
 
 def make(*arguments: str) -> None:
@@ -363,3 +364,25 @@ def gpu_node(bare_gpu_node: GpuNode) -> GpuNode:
     """The same with a job that has no quota."""
     bare_gpu_node.begin_job()
     return bare_gpu_node
+
+
+@pytest.fixture
+def mps_node(gpu_node: GpuNode) -> Iterator[GpuNode]:
+    """A node whose GPU is shared through an MPS control daemon."""
+    with tempfile.TemporaryDirectory(prefix="mps-", dir="/dev/shm") as folder:
+        variables = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        environment = {**os.environ, **gpu_node.machine.environment(), **variables}
+        daemon = subprocess.Popen([native_dir() / _MPS_CONTROL, "-f"], env=environment, stdout=subprocess.DEVNULL)
+
+        def tell(command: str) -> int:
+            return subprocess.run(
+                [native_dir() / _MPS_CONTROL],
+                input=command + "\n", env=environment, text=True, capture_output=True, timeout=20, check=False,
+            ).returncode  # fmt: skip
+
+        gpu_node.eventually(lambda: tell("get_server_list") == 0)
+        gpu_node.environment |= variables
+        yield gpu_node
+        gpu_node.close()
+        tell("quit -t 0")
+        daemon.wait(timeout=20)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from muxflow_simgpu import native_dir
-
 if TYPE_CHECKING:
     from conftest import Build, GpuNode
 
 _KERNELS = Path(__file__).parents[2] / "libs" / "simgpu" / "ptx" / "kernels.ptx"
-_CONTROL = "nvidia-cuda-mps-control"
 
 _NEIGHBOUR = """
 from driver import *
@@ -78,28 +72,6 @@ for what in (upload, download, take, mark):
 say("ready")
 work(upload)
 """
-
-
-@pytest.fixture
-def mps_node(gpu_node: GpuNode) -> Iterator[GpuNode]:
-    """A node whose GPU is shared through an MPS control daemon."""
-    with tempfile.TemporaryDirectory(prefix="mps-", dir="/dev/shm") as folder:
-        variables = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        environment = {**os.environ, **gpu_node.machine.environment(), **variables}
-        daemon = subprocess.Popen([native_dir() / _CONTROL, "-f"], env=environment, stdout=subprocess.DEVNULL)
-
-        def tell(command: str) -> int:
-            return subprocess.run(
-                [native_dir() / _CONTROL],
-                input=command + "\n", env=environment, text=True, capture_output=True, timeout=20, check=False,
-            ).returncode  # fmt: skip
-
-        gpu_node.eventually(lambda: tell("get_server_list") == 0)
-        gpu_node.environment |= variables
-        yield gpu_node
-        gpu_node.close()
-        tell("quit -t 0")
-        daemon.wait(timeout=20)
 
 
 def _neighbour(node: GpuNode) -> subprocess.Popen[str]:

@@ -6,6 +6,7 @@
 
 #include "budget.h"
 #include "estimate.h"
+#include "inflation.h"
 #include "ledger.h"
 #include "timeline.h"
 #include "work.h"
@@ -177,6 +178,77 @@ static void copies_from_and_to_the_host_are_none_of_ours(void) {
     CHECK(work_copy2d(&copy) == 0 && work_copy2d(NULL) == 0);
 }
 
+/* ---- inflation ---------------------------------------------------------------------------------
+ */
+
+/* Measures work again and again for some time, ten times in a second. Returns its baseline. */
+static int64_t measure(struct estimate *estimate, int64_t *now_ns, int seconds,
+                       int64_t duration_ns) {
+    int64_t baseline_ns = 0;
+    for (int i = 0; i < 10 * seconds; i++) {
+        *now_ns += 100 * MS;
+        estimate_learn(estimate, duration_ns, 1);
+        baseline_ns = estimate_baseline_ns(estimate, *now_ns);
+    }
+    return baseline_ns;
+}
+
+static void a_baseline_is_what_work_takes_undisturbed(void) {
+    struct estimate *estimate = estimate_of(work_kernel((CUfunction)0x6000, 1, 1, 1));
+    int64_t now_ns = 1;
+    CHECK(measure(estimate, &now_ns, 1, 10000) == 10000);
+    CHECK(measure(estimate, &now_ns, 1, 30000) < 12000);
+    CHECK(measure(estimate, &now_ns, 5, 10000) <= 10100);
+    CHECK(measure(estimate, &now_ns, 4, 5000) <= 5100);
+}
+
+static void a_baseline_follows_work_that_has_grown(void) {
+    struct estimate *estimate = estimate_of(work_kernel((CUfunction)0x7000, 1, 1, 1));
+    int64_t now_ns = 1;
+    measure(estimate, &now_ns, 1, 10000);
+    int64_t half_ns = measure(estimate, &now_ns, 20, 30000);
+    CHECK(half_ns > 18000 && half_ns < 21000);
+    CHECK(measure(estimate, &now_ns, 60, 30000) > 28000);
+}
+
+static void a_pause_does_not_raise_a_baseline(void) {
+    struct estimate *estimate = estimate_of(work_kernel((CUfunction)0x8000, 1, 1, 1));
+    int64_t now_ns = 1;
+    measure(estimate, &now_ns, 1, 10000);
+    now_ns += 1000000 * MS;
+    CHECK(measure(estimate, &now_ns, 1, 30000) < 12000);
+}
+
+static void what_takes_now_this_long_now_that_says_nothing(void) {
+    struct estimate *estimate = estimate_of(work_kernel((CUfunction)0x9000, 1, 1, 1));
+    for (int i = 0; i < 100; i++)
+        estimate_learn(estimate, i % 2 ? 5000 : 10 * MS, 1);
+    CHECK(estimate_baseline_ns(estimate, 1) == 0);
+}
+
+static void inflation_is_that_of_the_last_tenth_of_a_second(void) {
+    struct inflation inflation = {.at_ns = 0};
+    int64_t now_ns = 1000 * MS;
+    CHECK(inflation_permille(&inflation, now_ns) == 0);
+    inflation_add(&inflation, 50000, 0, now_ns);
+    CHECK(inflation_permille(&inflation, now_ns) == 0);
+    for (int i = 0; i < 100; i++)
+        inflation_add(&inflation, 500000, 500000, now_ns += MS);
+    CHECK(inflation_permille(&inflation, now_ns) == 1000);
+    for (int i = 0; i < 100; i++)
+        inflation_add(&inflation, 1000000, 500000, now_ns += MS);
+    uint32_t permille = inflation_permille(&inflation, now_ns);
+    CHECK(permille > 1600 && permille < 1800);
+    CHECK(inflation_permille(&inflation, now_ns + 100 * MS) == 0);
+}
+
+static void long_work_counts_for_more(void) {
+    struct inflation inflation = {.at_ns = 0};
+    inflation_add(&inflation, 9 * MS, 9 * MS, 1000 * MS);
+    inflation_add(&inflation, 2 * MS, 1 * MS, 1000 * MS);
+    CHECK(inflation_permille(&inflation, 1000 * MS) == 1100);
+}
+
 /* ---- ledger ------------------------------------------------------------------------------------
  */
 
@@ -238,6 +310,12 @@ int main(void) {
     a_handle_that_is_used_again_is_learned_again();
     copies_of_about_the_same_size_are_alike();
     copies_from_and_to_the_host_are_none_of_ours();
+    a_baseline_is_what_work_takes_undisturbed();
+    a_baseline_follows_work_that_has_grown();
+    a_pause_does_not_raise_a_baseline();
+    what_takes_now_this_long_now_that_says_nothing();
+    inflation_is_that_of_the_last_tenth_of_a_second();
+    long_work_counts_for_more();
     the_ledger_is_that_of_a_plain_array();
     a_context_takes_its_memory_along();
     return 0;
