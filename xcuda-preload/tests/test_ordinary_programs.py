@@ -39,6 +39,8 @@ _PERL = "$SIG{TERM} = sub { print 'caught' }; kill 'TERM', $$; fork or exit 0; w
 _AWK = 'BEGIN { print 6 * 7; "date +%Y" | getline year; print (year > 2000); exit 5 }'
 _NODE = "new (require('worker_threads').Worker)('console.log(1)', {eval: true}); setTimeout(() => {}, 50)"
 
+_COMPILE = "t=$(mktemp -d); echo 'int main(void) {{ return 7; }}' | {} -o $t/a - && $t/a; echo $?; rm -r $t"
+
 _COMMANDS = {
     "a shell": ["sh", "-c", "trap 'echo caught' TERM; kill -TERM $$; (exit 3) || echo $?; echo a | tr a b; exit 4"],
     "bash with jobs": ["bash", "-c", "sleep 60 & kill $!; wait $!; echo $?; diff <(echo 1) <(echo 2)"],
@@ -50,40 +52,107 @@ _COMMANDS = {
     "python's ctypes": [sys.executable, "-c", "import ctypes; print(ctypes.CDLL('libm.so.6').abs(-7))"],
     "git": ["git", "--no-pager", "log", "-1", "--format=%s"],
     "make": ["make", "-f", "-", "-j2"],
-    "perl": [
-        "perl",
-        "-e",
-        "$SIG{TERM} = sub { print 'caught' }; kill 'TERM', $$; fork or exit 0; wait; print $? . 'x'",
-    ],
+    "perl": ["perl", "-e", _PERL],
     "awk": ["awk", _AWK],
     "sed and sort": ["sh", "-c", "printf 'b\\na\\n' | sort | sed s/a/A/ | xargs -n1 echo"],
     "tar": ["sh", "-c", "tar -cf - -C / etc/hostname | tar -tf -"],
-    "node": [
-        "node",
-        "-e",
-        "new (require('worker_threads').Worker)('console.log(1)', {eval: true}); setTimeout(() => {}, 50)",
-    ],
+    "node": ["node", "-e", _NODE],
     "java": ["java", "-Xshare:auto", "-version"],
     "a C compiler": ["sh", "-c", "echo 'int main(void) { return 0; }' | cc -x c -fsyntax-only - && echo fine"],
     "gdb": ["gdb", "-batch", "-ex", "print 1 + 1"],
     "a daemon": ["sh", "-c", "setsid sh -c 'echo from the daemon' < /dev/null"],
     "timeout": ["timeout", "0.1", "sleep", "60"],
     "nohup": ["sh", "-c", "nohup sh -c 'echo out' 2>/dev/null"],
+    "dash": ["dash", "-c", "x=$(echo 1; exit 3); echo $x $?; set -e; false; echo never"],
+    "bash that reads": ["bash", "-c", "while read -r line; do echo ${#line}; done; coproc cat; echo ${COPROC[0]}"],
+    "a compiler and its program": ["sh", "-c", _COMPILE.format("gcc -x c")],
+    "another compiler": ["sh", "-c", _COMPILE.format("clang -x c")],
+    "a linker": ["sh", "-c", "ld -o /dev/null --defsym x=1 /dev/null; echo $?"],
+    "gzip": ["sh", "-c", "seq 1000 | gzip -9 | gzip -dc | cksum"],
+    "xz": ["sh", "-c", "seq 1000 | xz -T2 | xz -dc | cksum"],
+    "bzip2": ["sh", "-c", "seq 1000 | bzip2 | bzip2 -dc | cksum"],
+    "zstd": ["sh", "-c", "seq 1000 | zstd -q -T2 | zstd -dc | cksum"],
+    "find": ["find", str(_SOURCE), "-name", "s*.c", "-newermt", "2000-01-01", "-exec", "basename", "{}", ";"],
+    "xargs": ["sh", "-c", "seq 9 | xargs -n2 -P1 echo; seq 3 | xargs -I% sh -c 'exit %'; echo $?"],
+    "sort": ["sh", "-c", "seq 20000 | sort -R --random-source=/dev/zero | sort -n --parallel=2 | tail -1"],
+    "ssh-keygen": ["sh", "-c", "ssh-keygen -q -t ed25519 -N '' -f $(mktemp -u) && echo made"],
+    "openssl": ["sh", "-c", "echo text | openssl dgst -sha256"],
+    "go": ["go", "version"],
+    "cargo": ["cargo", "--version"],
+    "rustc": ["rustc", "--print", "sysroot"],
+    "tclsh": ["sh", "-c", "echo 'puts [expr 6 * 7]; exec sh -c {kill -TERM $$}' | tclsh"],
+    "strace": ["strace", "-f", "-o", "/dev/null", "sh", "-c", "echo traced; exit 6"],
+    "a daemon that forks twice": ["sh", "-c", "(setsid sh -c 'echo from far &' &) | cat"],
+    "what cron would run": ["env", "-i", "PATH=/usr/bin:/bin", "sh", "-c", "cd / && umask 077 && pwd"],
+    "a setuid program": ["su", "--version"],
+    "another setuid program": ["mount", "--version"],
+    "dd": ["sh", "-c", "dd if=/dev/zero bs=1000 count=9 status=none | wc -c"],
+    "od and cut": ["sh", "-c", "printf abc | od -An -tx1 | cut -c2-3"],
+    "diff and patch": ["bash", "-c", "diff <(seq 5) <(seq 6); diff <(seq 5) <(seq 6) | patch -o - <(seq 5)"],
+    "jq": ["sh", "-c", "echo '[1,{}]' | jq -c '.[0] + 1'"],
+    "bc": ["sh", "-c", "echo '2^64' | bc"],
+    "curl": ["curl", "-s", "file:///etc/hostname"],
+    "sqlite3": ["sqlite3", ":memory:", "select 6 * 7; create table t (x); insert into t values (1); select * from t"],
+    "file": ["file", "-b", "/bin/sh"],
+    "binutils": ["sh", "-c", "readelf -h /bin/sh | head -3; objdump -f /bin/sh | tail -3; nm -D /bin/sh | wc -l"],
+    "cmake": ["cmake", "-E", "echo", "made"],
+    "ninja": ["ninja", "--version"],
+    "vim": ["sh", "-c", "printf 'a\\nb\\n' | vim -es -u NONE -c '%s/a/c/' -c '%p' -c 'q!' /dev/stdin"],
+    "tee and checksums": ["sh", "-c", "echo text | tee /dev/stderr | sha256sum; echo text | base64"],
+    "ps": ["sh", "-c", "ps -o comm= -p $$; nice -n 5 nice; taskset -p 1 $$ > /dev/null && nproc"],
+    "script": ["sh", "-c", "script -qec 'echo typed' /dev/null < /dev/null"],
+    "ssh": ["ssh", "-G", "nowhere.invalid"],
+    "perl that executes": ["perl", "-e", "alarm 5; exec 'echo', 'done'"],
+    "node with children": [
+        "node",
+        "-e",
+        "console.log(require('child_process').spawnSync('sh', ['-c', 'kill -TERM $$']).signal); process.exit(3)",
+    ],
+    "python that is stopped": [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"],
+    "zip": ["sh", "-c", "cd /etc && zip -q - hostname | unzip -p /dev/stdin 2>&1 | wc -c"],
 }
+
+
+_NEEDED = {
+    "a compiler and its program": "gcc",
+    "another compiler": "clang",
+    "a linker": "ld",
+    "diff and patch": "patch",
+    "binutils": "readelf",
+    **{
+        name: name
+        for name in [
+            "bc",
+            "bzip2",
+            "gzip",
+            "jq",
+            "openssl",
+            "script",
+            "ssh-keygen",
+            "tclsh",
+            "vim",
+            "xz",
+            "zip",
+            "zstd",
+        ]
+    },
+}
+"""What a command needs besides its first word."""
 
 
 @pytest.mark.parametrize("what", _COMMANDS)
 def test_a_program_that_has_nothing_to_do_with_cuda_is_unharmed(node: Node, what: str) -> None:
     command = _COMMANDS[what]
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"there is no {command[0]} here")
+    for program in (command[0], _NEEDED.get(what, command[0])):
+        if shutil.which(program) is None:
+            pytest.skip(f"there is no {program} here")
 
-    def outcome(preload: bool) -> tuple[int, str, str]:
-        process = node.start(*command, preload=preload)
+    def outcome(process: subprocess.Popen[str]) -> tuple[int, str, str]:
         output, errors = process.communicate("all:\n\t@echo made $$((1 + 1))\n", timeout=50)
         return process.returncode, output, errors
 
-    assert outcome(preload=True) == outcome(preload=False)
+    beside, without = (node.start(*command, preload=preload) for preload in (True, False))
+    assert outcome(beside) == outcome(without)
     assert node.usage().processes == ()
 
 
