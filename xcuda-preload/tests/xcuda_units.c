@@ -1,5 +1,6 @@
 /* The parts of the library that only compute: what was covered, what may be spent, what is
  * expected, what is held. Says nothing and ends with 0 if all is right. */
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,7 @@
 #include "estimate.h"
 #include "inflation.h"
 #include "ledger.h"
+#include "libc.h"
 #include "timeline.h"
 #include "work.h"
 
@@ -293,7 +295,20 @@ static void a_context_takes_its_memory_along(void) {
     ledger_clear(&ledger);
 }
 
+/* ---- the C library -----------------------------------------------------------------------------
+ */
+
+static void functions_of_the_c_library_are_found_in_its_own_table(void) {
+    void *library = dlopen("libc.so.6", RTLD_NOW);
+    static const char *const names[] = {"dlsym", "dlvsym",    "dlopen", "dlclose",        "qsort",
+                                        "puts",  "sigaction", "",       "noSuchFunction", "dlsy"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        CHECK(libc_function(names[i]) == dlsym(library, names[i]));
+    CHECK(libc_same("dlsym", "dlsym") && !libc_same("dlsym", "dlsy") && !libc_same("", "d"));
+}
+
 int main(void) {
+    functions_of_the_c_library_are_found_in_its_own_table();
     overlaps_count_once();
     gaps_are_filled_later();
     what_is_long_ago_is_taken_as_covered();
