@@ -12,6 +12,7 @@ from muxflow_decisions.device.gate import GateState, JobPhase
 
 if TYPE_CHECKING:
     import subprocess
+    from pathlib import Path
 
     from conftest import GpuNode
 
@@ -185,6 +186,63 @@ def test_a_python_program_that_is_held_at_the_gate_runs_its_handler_when_the_gat
     gpu_node.order(GateState.TRICKLE, JobPhase.STOP, budget_permille=50)
     assert gpu_node.hear(process) == "handled 15"
     assert process.wait(timeout=30) == 7
+
+
+_SAVING = """
+import signal
+from driver import *
+file, goes_on = {file!r}, {goes_on}
+context = begin()
+spin, add = functions("spin", "set")
+where, word, steps = stream(), allocate(64), 0
+call("cuMemsetD8_v2", c_uint64(word), 0, c_size_t(64))
+
+def save(number, frame):
+    launch(add, word, where)
+    call("cuStreamSynchronize", where)
+    back = c_uint64()
+    call("cuMemcpyDtoH_v2", byref(back), c_uint64(word), c_size_t(4))
+    with open(file, "w") as out:
+        out.write(f"{{back.value}} {{steps}}")
+    say("saved")
+    if not goes_on:
+        sys.exit(0)
+
+signal.signal(signal.SIGUSR2, save)
+say("ready")
+while True:
+    steps += 1
+    launch(add, word, where)
+"""
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_python_program_that_is_held_at_the_gate_saves_its_state_when_it_is_told_to(
+    gpu_node: GpuNode, tmp_path: Path, goes_on: bool
+) -> None:
+    """The launch that its thread is held in, and those by which it saves, go at a trickle; by a frozen gate none."""
+    file = tmp_path / "checkpoint"
+    process = gpu_node.python(_SAVING.format(file=str(file), goes_on=goes_on))
+    gpu_node.goes_on(process.pid, 20)
+    gpu_node.freeze()
+    gpu_node.stands_still(process.pid)
+    launches = gpu_node.launches(process.pid)
+    gpu_node.order(GateState.TRICKLE, JobPhase.CHECKPOINT, budget_permille=50)
+    process.send_signal(signal.SIGUSR2)
+    gpu_node.stands_still(process.pid)  # the device is in hard overload: nothing trickles
+    assert gpu_node.launches(process.pid) == launches
+    assert not file.exists()
+    gpu_node.trickle()
+    assert gpu_node.hear(process) == "ready"
+    assert gpu_node.hear(process) == "saved"
+    counted, steps = map(int, file.read_text().split())
+    assert counted == steps + 1  # all that was launched is in what was saved
+    assert steps == launches  # with a memset, and without the launch that was held
+    if goes_on:
+        gpu_node.goes_on(process.pid, 2)
+        process.send_signal(signal.SIGKILL)
+    else:
+        assert process.wait(timeout=30) == 0
 
 
 def test_a_handler_in_c_runs_while_the_thread_waits_at_the_gate(gpu_node: GpuNode) -> None:
