@@ -70,6 +70,7 @@ struct thread {
     uint64_t lives[THREAD_LANES]; /* of the lanes, then */
     uint32_t in_callback;         /* of the driver: depth */
     uint32_t on_the_way;          /* past the gate (passage.h): depth */
+    int64_t passed_ns;            /* since when, if that is to be paced; 0: it is not */
 };
 
 struct lane {

@@ -10,7 +10,7 @@
  * closed. */
 bool passage_enter(void);
 
-/* After it. `entered`: what passage_enter gave. */
+/* After it; paces a job that saves its state. `entered`: what passage_enter gave. */
 void passage_leave(bool entered);
 
 /* Closes the way for good, and waits until nobody is on it. */

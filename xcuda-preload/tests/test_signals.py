@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import textwrap
 from typing import TYPE_CHECKING
@@ -243,6 +244,33 @@ def test_a_python_program_that_is_held_at_the_gate_saves_its_state_when_it_is_to
         process.send_signal(signal.SIGKILL)
     else:
         assert process.wait(timeout=30) == 0
+
+
+def test_copies_of_a_program_that_saves_its_state_leave_the_bus_alone_as_long_as_they_take(gpu_node: GpuNode) -> None:
+    process = gpu_node.python(
+        """
+        from driver import *
+        begin()
+        size = 8 << 20
+        host, device = ctypes.create_string_buffer(size), c_uint64(allocate(size))
+        def copy(times):
+            for _ in range(times):
+                call("cuMemcpyDtoH_v2", host, device, c_size_t(size))
+        copy(1)
+        say("ready")
+        sys.stdin.readline()
+        copy(8)
+        """
+    )
+    assert gpu_node.hear(process) == "ready"
+    gpu_node.freeze()
+    gpu_node.order(GateState.TRICKLE, JobPhase.CHECKPOINT, budget_permille=50)
+    gpu_node.tell(process)
+    assert process.communicate(timeout=30) == ("", "")
+    copies = [operation for operation in gpu_node.machine.operations(0) if operation.pid == process.pid][1:]
+    assert len(copies) == 8
+    for before, after in itertools.pairwise(copies):
+        assert after.started_ns - before.ended_ns >= before.ended_ns - before.started_ns
 
 
 def test_a_handler_in_c_runs_while_the_thread_waits_at_the_gate(gpu_node: GpuNode) -> None:
