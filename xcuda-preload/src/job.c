@@ -169,18 +169,30 @@ void job_charge_anyway(uint64_t bytes) {
     release();
 }
 
-uint64_t job_left_bytes(uint64_t quota_bytes) {
+/* By all living processes. Nothing overflows: a sum that would is more than any quota. */
+static uint64_t held_by_all(void) {
     struct mux_process_slot slots[MUX_JOB_SLOTS];
     acquire();
     uint64_t used_bytes = slot.memory_bytes;
     bool read = have_slot() && mux_job_read(&page, slots) == 0;
     for (unsigned i = 0; read && i < MUX_JOB_SLOTS; i++) {
         bool other = i != page.slot && slots[i].owner != 0 && slots[i].memory_bytes != 0;
-        if (other && mux_owner_lives(slots[i].owner))
-            used_bytes += slots[i].memory_bytes;
+        if (other && mux_owner_lives(slots[i].owner) &&
+            __builtin_add_overflow(used_bytes, slots[i].memory_bytes, &used_bytes))
+            used_bytes = UINT64_MAX;
     }
     release();
+    return used_bytes;
+}
+
+uint64_t job_left_bytes(uint64_t quota_bytes) {
+    uint64_t used_bytes = held_by_all();
     return used_bytes < quota_bytes ? quota_bytes - used_bytes : 0;
+}
+
+bool job_fits(void) {
+    uint64_t quota_bytes = gate_quota_bytes();
+    return quota_bytes == 0 || held_by_all() <= quota_bytes;
 }
 
 void job_note_refusal(uint64_t bytes) {

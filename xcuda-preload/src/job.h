@@ -37,6 +37,9 @@ void job_charge_anyway(uint64_t bytes);
 /* Device memory that the job may still have, if it has a quota. */
 uint64_t job_left_bytes(uint64_t quota_bytes);
 
+/* Whether the job holds no more than its quota. */
+bool job_fits(void);
+
 void job_note_refusal(uint64_t bytes);
 
 /* Notes the first error after which a context is of no more use. */

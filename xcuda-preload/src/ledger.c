@@ -13,6 +13,7 @@ bool ledger_grow(struct ledger *ledger) {
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (entries == MAP_FAILED)
         return false;
+    madvise(entries, capacity * sizeof *ledger->entries, MADV_HUGEPAGE); /* it is hopped about in */
     *ledger = (struct ledger){.entries = entries, .capacity = capacity, .count = old.count};
     for (uint64_t i = 0; i < old.capacity; i++) {
         if (old.entries[i].kind != LEDGER_NOTHING)

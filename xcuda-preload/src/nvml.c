@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cancel.h"
 #include "driver.h"
 #include "pages.h"
 #include "settings.h"
@@ -171,10 +172,11 @@ static bool is_device(void *device, const char uuid[MUX_UUID_BYTES]) {
 static bool share_of(void *device, struct share *share) {
     if (settings()->mode != MODE_OFFLINE)
         return false;
-    int before = errno;
+    int before = errno, cancel = cancel_forbid();
     bool ours = read_control(share) && is_device(device, share->uuid);
     if (ours)
         read_used(share);
+    cancel_restore(cancel);
     errno = before;
     return ours;
 }

@@ -7,21 +7,29 @@
 #include "capture.h"
 #include "driver.h"
 #include "gate.h"
+#include "job.h"
 #include "quota.h"
 
 /* What a pool gives out is a multiple of this. */
 #define UNIT_BYTES UINT64_C(512)
+
+struct reading {
+    uint64_t reserved_bytes, used_bytes;
+};
 
 struct pool {
     CUmemoryPool handle; /* NULL: of graphs, or going */
     CUdevice device;     /* of graphs */
     enum { POOL_FREE, POOL_HANDLE, POOL_GRAPHS, POOL_CLOSED, POOL_GONE, POOL_EXCUSED } state;
     bool changed;            /* since the last look */
+    bool overdrawn;          /* it was seen to hold more than the quota allowed for */
     uint64_t charged_bytes;  /* what it held at the last look */
     uint64_t promised_bytes; /* charged on top of that, by wishes that are not settled */
-    uint64_t used_bytes;     /* what the program has of it, or will have in a moment */
+    uint64_t used_bytes;     /* what the program has of it, or will have in a moment: */
+    uint64_t coming_bytes;   /* wishes that are not settled */
     uint64_t leaving_bytes;  /* freed, but not known to be free yet */
-    uint64_t look;           /* number of the look that told */
+    uint64_t look;           /* number of the look that told: */
+    struct reading seen;
 };
 
 enum { POOLS = 256 };
@@ -139,10 +147,6 @@ void pool_current_changed(void) {
 /* ---- looking -----------------------------------------------------------------------------------
  */
 
-struct reading {
-    uint64_t reserved_bytes, used_bytes;
-};
-
 static bool ask(const struct pool *pool, struct reading *told) {
     bool graphs = pool->state == POOL_GRAPHS;
     int mode = capture_relax();
@@ -159,36 +163,40 @@ static bool ask(const struct pool *pool, struct reading *told) {
     return answered;
 }
 
+static uint64_t minus(uint64_t bytes, uint64_t less) {
+    return bytes > less ? bytes - less : 0;
+}
+
 static uint64_t total(const struct pool *pool) {
     return pool->charged_bytes + pool->promised_bytes;
 }
 
 /* Charges what the pool was seen to hold. Of what wishes have promised, nobody knows how much is in
- * that already: it is kept on top as long as it was charged anyway. False if the quota was too
- * small; the memory is there, so it is charged all the same. */
-static bool take_over(struct pool *pool, const struct reading *told) {
+ * that already: it is kept on top as long as it was charged anyway. If the quota is too small, it
+ * is charged all the same, as it is there; whose wish that was will see to it. */
+static void take_over(struct pool *pool, const struct reading *told) {
     uint64_t before_bytes = total(pool);
     uint64_t held_bytes = told->reserved_bytes;
-    if (pool->state == POOL_GRAPHS && held_bytes < pool->used_bytes)
-        held_bytes = pool->used_bytes; /* graphs take theirs when they run */
+    if (held_bytes < pool->used_bytes) /* what is coming; graphs take theirs when they run */
+        held_bytes = pool->used_bytes;
     uint64_t after_bytes = held_bytes;
     if (held_bytes < before_bytes && before_bytes - held_bytes > pool->promised_bytes)
         after_bytes = held_bytes + pool->promised_bytes;
     else if (held_bytes < before_bytes)
         after_bytes = before_bytes;
-    bool fits = quota_replace(before_bytes, after_bytes);
+    pool->overdrawn |= !quota_replace(before_bytes, after_bytes);
     pool->charged_bytes =
         after_bytes > pool->promised_bytes ? after_bytes - pool->promised_bytes : 0;
     pool->promised_bytes = after_bytes - pool->charged_bytes;
-    pool->leaving_bytes =
-        told->used_bytes > pool->used_bytes ? told->used_bytes - pool->used_bytes : 0;
-    pool->changed |= pool->leaving_bytes > 0 || pool->state == POOL_GRAPHS;
-    return fits;
+    pool->leaving_bytes = minus(told->used_bytes, minus(pool->used_bytes, pool->coming_bytes));
+    /* What it keeps may go whenever the program waits for something; graphs come and go. */
+    pool->changed |= told->reserved_bytes > pool->used_bytes || pool->leaving_bytes > 0 ||
+                     pool->state == POOL_GRAPHS;
 }
 
 /* `promised_bytes` of a wish that is settled are no longer promised. A look that began after others
  * shows all that was allocated before: of two that overlap, the later one counts. */
-static bool look(int index, uint64_t promised_bytes) {
+static void look(int index, uint64_t promised_bytes) {
     quota_lock();
     struct pool *pool = &pools[index];
     struct pool seen = *pool;
@@ -200,25 +208,25 @@ static bool look(int index, uint64_t promised_bytes) {
     bool answered = (seen.state == POOL_HANDLE || seen.state == POOL_GRAPHS) && ask(&seen, &told);
 
     quota_lock();
-    bool fits = true;
     uint64_t settled_bytes =
         promised_bytes < pool->promised_bytes ? promised_bytes : pool->promised_bytes;
     bool same = pool->state == seen.state && pool->handle == seen.handle;
     pool->promised_bytes -= settled_bytes;
-    if (!answered) /* then what the program has is what counts */
-        told = (struct reading){pool->used_bytes, pool->used_bytes};
-    if (same && number > pool->look) {
-        pool->look = number;
+    if (!same) {
+        quota_replace(settled_bytes, 0);
+    } else {
         pool->charged_bytes += settled_bytes;
-        fits = take_over(pool, &told);
+        if (!answered) /* then what the program has is what counts */
+            told = (struct reading){pool->used_bytes, pool->used_bytes};
+        if (number > pool->look) {
+            pool->look = number;
+            pool->seen = told;
+        }
+        take_over(pool, &pool->seen);
         if (!answered && pool->state == POOL_HANDLE && total(pool) == 0)
             *pool = (struct pool){.state = POOL_FREE}; /* it never was a pool */
-    } else {
-        quota_replace(settled_bytes, 0);
-        pool->changed |= same;
     }
     quota_unlock();
-    return fits;
 }
 
 void pool_look(int pool) {
@@ -249,13 +257,14 @@ bool pool_look_at_all(void) {
 /* ---- wishes ------------------------------------------------------------------------------------
  */
 
-static uint64_t minus(uint64_t bytes, uint64_t less) {
-    return bytes > less ? bytes - less : 0;
-}
-
 /* What the pool must grow by, if nothing of what is leaving can be used again. */
 static uint64_t shortage(const struct pool *pool, uint64_t bytes) {
     return minus(pool->used_bytes + pool->leaving_bytes + bytes, total(pool));
+}
+
+static void expect(struct pool *pool, const struct pool_wish *wish) {
+    pool->used_bytes += wish->bytes;
+    pool->coming_bytes += wish->bytes;
 }
 
 /* Takes the wish on if the quota allows for the growth. Under the lock. */
@@ -266,7 +275,7 @@ static bool take_on(struct pool_wish *wish, struct pool *pool) {
     wish->promised_bytes = growth_bytes;
     wish->look = growth_bytes > 0;
     pool->promised_bytes += growth_bytes;
-    pool->used_bytes += wish->bytes;
+    expect(pool, wish);
     pool->changed = true;
     return true;
 }
@@ -277,7 +286,7 @@ static bool take_on_approval(struct pool_wish *wish, struct pool *pool) {
     if (pool->used_bytes + wish->bytes > total(pool))
         return false;
     wish->look = true;
-    pool->used_bytes += wish->bytes;
+    expect(pool, wish);
     return true;
 }
 
@@ -308,22 +317,34 @@ bool pool_wish(struct pool_wish *wish, int index, uint64_t bytes) {
     wish->promised_bytes = growth_bytes;
     wish->look = true;
     pool->promised_bytes += growth_bytes;
-    pool->used_bytes += wish->bytes;
+    expect(pool, wish);
     quota_unlock();
     return true;
+}
+
+/* Whoever has looked, the warden or another thread, may have been the one to see it. */
+static bool is_within_quota(struct pool *pool) {
+    quota_lock();
+    if (pool->overdrawn)
+        pool->overdrawn = !job_fits();
+    bool within = !pool->overdrawn;
+    quota_unlock();
+    return within;
 }
 
 bool pool_settle(const struct pool_wish *wish, bool made) {
     if (wish->pool < 0)
         return true;
-    if (!made) {
-        quota_lock();
-        struct pool *pool = &pools[wish->pool];
+    quota_lock();
+    struct pool *pool = &pools[wish->pool];
+    pool->coming_bytes = minus(pool->coming_bytes, wish->bytes);
+    if (!made)
         pool->used_bytes = minus(pool->used_bytes, wish->bytes);
-        quota_unlock();
-    }
-    bool fits = !wish->look || look(wish->pool, wish->promised_bytes);
-    return fits || !made;
+    quota_unlock();
+    if (!wish->look)
+        return true;
+    look(wish->pool, wish->promised_bytes);
+    return !made || is_within_quota(pool);
 }
 
 /* ---- what goes ---------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ struct worker {
 static struct shared {
     _Atomic unsigned pause; /* its number; 0: none */
     _Atomic bool stop;
+    _Atomic unsigned ready;
     struct worker workers[WORKERS];
     _Atomic uint64_t given_bytes, most_bytes, times_given, times_refused;
 } *shared;
@@ -330,10 +331,14 @@ static void run_kills(unsigned rounds, unsigned seed) {
 
 static _Noreturn void race(unsigned seed) {
     begin();
+    atomic_fetch_add(&shared->ready, 1);
+    while (atomic_load(&shared->ready) < WORKERS) /* a context is part of the quota, too */
+        doze(200000);
     while (!atomic_load(&shared->stop)) {
         struct block block;
         uint64_t bytes = (40 + lot(&seed, 20)) * (uint64_t)UNIT_BYTES;
-        if (!take(&block, bytes, lot(&seed, 3))) {
+        unsigned way = lot(&seed, 3);
+        if (!take(&block, bytes, way)) {
             atomic_fetch_add(&shared->times_refused, 1);
             continue;
         }
@@ -342,12 +347,20 @@ static _Noreturn void race(unsigned seed) {
         while (given_bytes > most_bytes &&
                !atomic_compare_exchange_weak(&shared->most_bytes, &most_bytes, given_bytes))
             continue;
+        if (given_bytes > quota_bytes - WORKERS * context_bytes)
+            fail("%llu bytes were given, the last %llu by way %u; the page says %llu in all",
+                 (unsigned long long)given_bytes, (unsigned long long)bytes, way,
+                 (unsigned long long)charged_to_all());
         atomic_fetch_add(&shared->times_given, 1);
         doze(lot(&seed, 2000) * INT64_C(1000));
         atomic_fetch_sub(&shared->given_bytes, bytes);
         give(&block);
     }
     _exit(0);
+}
+
+static bool all_ready(void) {
+    return atomic_load(&shared->ready) == WORKERS;
 }
 
 static void run_race(unsigned milliseconds, unsigned seed) {
@@ -357,6 +370,7 @@ static void run_race(unsigned milliseconds, unsigned seed) {
         if (pids[i] == 0)
             race(seed + i);
     }
+    wait_until(all_ready, "somebody does not begin");
     doze(milliseconds * INT64_C(1000000));
     atomic_store(&shared->stop, true);
     for (int i = 0; i < WORKERS; i++) {

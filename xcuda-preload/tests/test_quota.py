@@ -237,8 +237,7 @@ def test_what_was_refused_and_what_is_held_is_told_in_the_job_page(job: GpuNode)
         _BEGIN + "pointer('cuMemAlloc_v2', c_size_t(900 * MIB)); allocate(50 * MIB); say('held'); input()"
     )
     assert job.hear(process) == "held"
-    slot = job.slot_that(process.pid, lambda slot: slot.refused_bytes)
-    assert (slot.memory_bytes, slot.refused_bytes) == (350 * _MIB, 900 * _MIB)
+    job.slot_that(process.pid, lambda slot: (slot.memory_bytes, slot.refused_bytes) == (350 * _MIB, 900 * _MIB))
     job.tell(process)
     assert process.wait() == 0
     assert job.usage().memory_bytes == 0
