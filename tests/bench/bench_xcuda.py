@@ -16,7 +16,7 @@ device works and when it stops comes from the log of a simulated A100 under MPS.
   ``…_mixed``: 5 µs and 20 ms kernels, less the longest one; ``…_unbounded``: as the first, with the largest window that
   there is, as good as none. ``…_by_case``; ``…_less_one_kernel_by_case``: less the longest kernel.
 - ``window_throughput_ratio``: work done with the window in force / without the library; the worse of 0.2 ms and 20 µs
-  kernels, each the median of rounds in turn.
+  kernels, each the median of rounds in turn; ``…_by_case``: of others, too.
 - ``budget_error_points``: the farthest that the device's busy time was from the budget in any second, 0.4 s after the
   first kernel; 1,000 ‰ are 100 points; ``…_by_case`` with its sign.
 - ``beacon_instructions``: added to an online launch. ``beacon_stop_us_p99``: online launch called → the last offline
@@ -61,6 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with node(quota_bytes=memory.QUOTA_BYTES) as kept:
         take(memory.instructions(kept))
     oversleeps.clear()
+    stolen_ms = host.stolen_ms()
     with host.ahead_of_others() as found["ahead_of_others"]:
         with node() as kept:
             take(launches.times(kept, options.repeat))
@@ -70,9 +71,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         with gpu(options.kind) as simulated, node() as kept:
             take(stops.by_gate(simulated, kept, options.stops, options.more))
             take(stops.by_beacon(simulated, kept, options.stops))
-            take(device_time.ratios(simulated, kept, options.rounds, options.seconds))
+            take(device_time.ratios(simulated, kept, options.rounds, options.seconds, options.more))
             take(device_time.budget_errors(simulated, kept, options.budget_seconds, options.more))
-    found["host_noise"] = host.noise(oversleeps)
+    found["host_noise"] = host.noise(oversleeps, stolen_ms)
     return found
 
 

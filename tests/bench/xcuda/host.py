@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from muxflow_simgpu.figures import percentile
@@ -41,12 +42,19 @@ def oversleeps_us(count: int) -> list[float]:
     return found
 
 
-def noise(oversleeps: Sequence[float]) -> dict[str, Any]:
+def stolen_ms() -> float:
+    """Tell how long the machine has been kept from running by the one under it, over all its processors."""
+    words = Path("/proc/stat").read_text().split(maxsplit=9)
+    return int(words[8]) * 1e3 / os.sysconf("SC_CLK_TCK")
+
+
+def noise(oversleeps: Sequence[float], stolen_before_ms: float) -> dict[str, Any]:
     """Say how punctual it was."""
     return {
         "oversleep_us_p50": round(percentile(oversleeps, 50), 1),
         "oversleep_us_p99": round(percentile(oversleeps, 99), 1),
         "oversleep_us_max": round(max(oversleeps), 1),
+        "stolen_ms": round(stolen_ms() - stolen_before_ms, 1),
         "load_1min": round(os.getloadavg()[0], 2),
         "cpus": os.cpu_count(),
     }
