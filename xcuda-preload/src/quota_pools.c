@@ -13,8 +13,11 @@
 /* What a pool gives out is a multiple of this. */
 #define UNIT_BYTES UINT64_C(512)
 
+/* What the driver says, and what was known before it was asked. */
 struct reading {
     uint64_t reserved_bytes, used_bytes;
+    uint64_t own_bytes;  /* of what is used, the program's */
+    uint64_t left_bytes; /* `left_bytes` of the pool */
 };
 
 struct pool {
@@ -28,6 +31,7 @@ struct pool {
     uint64_t used_bytes;     /* what the program has of it, or will have in a moment: */
     uint64_t coming_bytes;   /* wishes that are not settled */
     uint64_t leaving_bytes;  /* freed, but not known to be free yet */
+    uint64_t left_bytes;     /* all that was ever freed */
     uint64_t look;           /* number of the look that told: */
     struct reading seen;
 };
@@ -188,7 +192,9 @@ static void take_over(struct pool *pool, const struct reading *told) {
     pool->charged_bytes =
         after_bytes > pool->promised_bytes ? after_bytes - pool->promised_bytes : 0;
     pool->promised_bytes = after_bytes - pool->charged_bytes;
-    pool->leaving_bytes = minus(told->used_bytes, minus(pool->used_bytes, pool->coming_bytes));
+    /* What was freed since is not in the first part: it was the program's then. */
+    pool->leaving_bytes =
+        minus(told->used_bytes, told->own_bytes) + pool->left_bytes - told->left_bytes;
     /* What it keeps may go whenever the program waits for something; graphs come and go. */
     pool->changed |= told->reserved_bytes > pool->used_bytes || pool->leaving_bytes > 0 ||
                      pool->state == POOL_GRAPHS;
@@ -204,7 +210,8 @@ static void look(int index, uint64_t promised_bytes) {
     pool->changed = false;
     quota_unlock();
 
-    struct reading told;
+    struct reading told = {.own_bytes = minus(seen.used_bytes, seen.coming_bytes),
+                           .left_bytes = seen.left_bytes};
     bool answered = (seen.state == POOL_HANDLE || seen.state == POOL_GRAPHS) && ask(&seen, &told);
 
     quota_lock();
@@ -217,7 +224,7 @@ static void look(int index, uint64_t promised_bytes) {
     } else {
         pool->charged_bytes += settled_bytes;
         if (!answered) /* then what the program has is what counts */
-            told = (struct reading){pool->used_bytes, pool->used_bytes};
+            told = (struct reading){.left_bytes = pool->left_bytes};
         if (number > pool->look) {
             pool->look = number;
             pool->seen = told;
@@ -365,6 +372,7 @@ void pool_left(int index, uint64_t bytes) {
     bytes = (bytes + UNIT_BYTES - 1) / UNIT_BYTES * UNIT_BYTES;
     pool->used_bytes = minus(pool->used_bytes, bytes);
     pool->leaving_bytes += bytes;
+    pool->left_bytes += bytes;
     pool->changed = true;
     if (pool->state == POOL_GONE)
         give_up(pool);

@@ -208,3 +208,52 @@ print(left())
 """
     )
     assert told.split() == ["False", "True", "700"]
+
+
+def test_threads_that_race_for_the_rest_of_the_quota_never_get_more(job: GpuNode) -> None:
+    """From a pool that keeps nothing and one that keeps all; some wait for what they freed, some do not."""
+    told = job.output_of(
+        _BEGIN
+        + """
+import random, threading
+pools, lock, held, most = [new_pool(), new_pool(keep=1 << 40)], threading.Lock(), 0, 0
+
+def count(n):
+    global held, most
+    with lock:
+        held += n
+        most = max(most, held)
+
+def work(seed):
+    call("cuCtxSetCurrent", context)
+    lots, where, mine = random.Random(seed), stream(), []
+
+    def give_one():
+        taken, n = mine.pop(lots.randrange(len(mine)))
+        count(-n)
+        give(taken, where)
+
+    for _ in range(120):
+        n = lots.randrange(1, 100) * MIB
+        if mine and lots.random() < 0.5:
+            give_one()
+        else:
+            result, taken = take(n, lots.choice(pools), where)
+            if result == 0:
+                count(n)
+                mine.append((taken, n))
+        if lots.random() < 0.3:
+            call("cuStreamSynchronize", where)
+    while mine:
+        give_one()
+    call("cuStreamSynchronize", where)
+
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+for pool in pools:
+    call("cuMemPoolTrimTo", pool, c_size_t(0))
+print(300 * MIB < most <= 700 * MIB, left())
+"""
+    )
+    assert told.split() == ["True", "700"]
