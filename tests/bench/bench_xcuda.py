@@ -4,10 +4,12 @@ What a launch costs is measured on a driver that does nothing, with and without 
 callgrind, of the program's own thread; times are the shortest of many short rounds. What is in flight, how long the
 device works and when it stops comes from the log of a simulated A100 under MPS.
 
-- ``launch_instructions_added``: per cuLaunchKernel of 5 µs, everything learned, gate open, window in force, what opens
-  and closes groups included; ``…_by_call``, ``…_by_us`` (of other lengths).
-- ``driver_calls_per_launch_added``: calls to the driver beyond the launch; ``…_by_us``.
-- ``launch_ns_added``, ``launch_ns_added_2threads``: time per launch; two threads at once, each with its stream.
+- ``launch_instructions_added``: per cuLaunchKernel, everything learned, gate open, window in force, with what opens and
+  closes groups of launches, of kernels that take nothing (and count for 1 µs); ``…_by_call``; ``…_by_us``: of kernels
+  that take longer, whose groups are smaller.
+- ``driver_calls_per_launch_added``: calls to the driver beyond the launch, kernels of 5 µs; ``…_by_us``.
+- ``launch_ns_added``, ``launch_ns_added_2threads``: time per launch, kernels of 5 µs; two threads at once, each with its
+  stream.
 - ``alloc_free_ns_added``: time per allocation that is freed again, beside one that lives, with a quota;
   ``…_5000_live``, ``…_100000_live``; ``…_any_by_live``: of a free of any of them, and an allocation;
   ``alloc_free_instructions_added_by_live``: the same in instructions. ``alloc_growing_ns_added``: per allocation of

@@ -17,9 +17,9 @@ CALLS = (
     "cuMemsetD8Async",
 )
 FIRST = CALLS[0]
-TAKES_US = 5
-"""Length of the kernels, unless said otherwise."""
-LENGTHS_US = (1, 5, 20, 200)
+LENGTHS_US = (0, 5, 20, 200)
+"""Of kernels. The window counts 1 µs at least; the longer they are, the more often a group of launches ends."""
+NOTHING_US, SHORT_US = LENGTHS_US[:2]
 _COUNTED = 10_000
 
 
@@ -32,18 +32,16 @@ def instructions(node: Node, more: bool = True) -> dict[str, Any]:
     """Count what the library adds to a launch, and what the beacon adds to an online one. `more`: of all kinds."""
     offline = node.offline()
     calls = CALLS if more else (FIRST,)
-    bare = {call: per_launch(call, TAKES_US, {}) for call in calls}
-    by_call = {call: round(per_launch(call, TAKES_US, offline) - bare[call], 1) for call in calls}
+    bare = {call: per_launch(call, NOTHING_US, {}) for call in calls}
+    by_call = {call: round(per_launch(call, NOTHING_US, offline) - bare[call], 1) for call in calls}
     say(f"instructions per launch: {by_call}")
-    by_us = {TAKES_US: by_call[FIRST]}
-    for us in LENGTHS_US if more else ():
-        by_us[us] = round(per_launch(FIRST, us, offline) - bare[FIRST], 1)
-    beacon = round(per_launch(FIRST, TAKES_US, node.online()) - bare[FIRST], 1)
+    by_us = {us: round(per_launch(FIRST, us, offline) - bare[FIRST], 1) for us in LENGTHS_US if more or us == SHORT_US}
+    beacon = round(per_launch(FIRST, NOTHING_US, node.online()) - bare[FIRST], 1)
     say(f"    by the kernel's length in µs: {by_us}; of an online launch: {beacon}")
     return {
         "launch_instructions_added": by_call[FIRST],
         "launch_instructions_added_by_call": by_call,
-        "launch_instructions_added_by_us": {str(us): by_us[us] for us in sorted(by_us)},
+        "launch_instructions_added_by_us": {str(us): added for us, added in by_us.items()},
         "beacon_instructions": beacon,
     }
 
@@ -56,7 +54,7 @@ def calls(node: Node) -> dict[str, Any]:
     }
     say(f"calls to the driver added per launch, by the kernel's length in µs: {by_us}")
     return {
-        "driver_calls_per_launch_added": round(by_us[TAKES_US], 3),
+        "driver_calls_per_launch_added": round(by_us[SHORT_US], 3),
         "driver_calls_per_launch_added_by_us": {str(us): round(each, 3) for us, each in by_us.items()},
     }
 

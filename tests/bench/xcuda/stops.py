@@ -116,10 +116,7 @@ _ONLINE_US, _PAUSE_US = 3000, 5000
 
 
 def by_beacon(gpu: Gpu, node: Node, count: int) -> dict[str, Any]:
-    """Measure from an online launch call to the last offline launch that is let through beside it.
-
-    The first launch of a process is told apart, too.
-    """
+    """Measure from an online launch call to the last offline launch that is let through beside it."""
     node.open_gate(window_us=BEACON_WINDOW_US)
     with stopped_at_end(gpu.start("program_kernels", "us=20", extra=node.offline())) as offline:
         gpu.works(offline)
