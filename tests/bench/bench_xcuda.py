@@ -8,7 +8,7 @@ device works and when it stops comes from the log of a simulated A100 under MPS.
   closes groups of launches, of kernels that take nothing (and count for 1 µs); ``…_by_call``; ``…_by_us``: of kernels
   that take longer, whose groups are smaller.
 - ``driver_calls_per_launch_added``: calls to the driver beyond the launch, kernels of 5 µs; ``…_by_us``.
-- ``launch_ns_added``, ``launch_ns_added_2threads``: time per launch, kernels of 5 µs; two threads at once, each with its
+- ``launch_ns_added``, ``launch_ns_added_2threads``: time per launch, kernels of 5 µs; two threads at once, each with a
   stream.
 - ``alloc_free_ns_added``: time per allocation that is freed again, beside one that lives, with a quota;
   ``…_5000_live``, ``…_100000_live``; ``…_any_by_live``: of a free of any of them, and an allocation;
