@@ -87,6 +87,8 @@ void gate_age(int64_t now_ns) {
 
 int64_t gate_beacon_wait_ns(int64_t now_ns) {
     uint32_t holdoff_us = mux_load32(&mux_view_device(&view)->beacon_holdoff_us);
+    if (holdoff_us == 0)
+        return 0;
     int before = cancel_forbid();
     pthread_mutex_lock(&beacon_lock);
     int64_t wait_ns = mux_beacon_wait_ns(&beacon, holdoff_us, now_ns);

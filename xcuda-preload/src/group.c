@@ -207,10 +207,9 @@ static void complete(struct lane *lane, struct group *group, CUevent end, int64_
 }
 
 static void leave_flight(struct lane *lane, CUevent end, int64_t now_ns) {
-    struct group group = lane->groups[lane->first];
+    complete(lane, &lane->groups[lane->first], end, now_ns);
     lane->first = (lane->first + 1) % LANE_GROUPS;
     lane->count--;
-    complete(lane, &group, end, now_ns);
 }
 
 void group_close(struct lane *lane, int64_t now_ns) {
@@ -306,8 +305,11 @@ int64_t group_progress_ns(const struct lane *lane, int64_t now_ns, int64_t rest_
     const struct group *group = &lane->groups[lane->first];
     if (lane->count == 0 || group->mean_ns == 0) /* nothing, or nothing that is known */
         return 0;
-    int64_t since_ns =
-        lane->last_end.our_ns > group->opened_ns ? lane->last_end.our_ns : group->opened_ns;
+    /* A thread that is slow between two launches is not known to be: unless the stream was never
+     * idle in between, only since the last of them has the device surely had all of the work. */
+    int64_t since_ns = group->backlogged || lane->last_end.our_ns > group->closed_ns
+                           ? lane->last_end.our_ns
+                           : group->closed_ns;
     int64_t most_ns = group->cost_ns > rest_ns ? group->cost_ns - rest_ns : 0;
     return now_ns - since_ns < most_ns ? now_ns - since_ns : most_ns;
 }

@@ -211,8 +211,9 @@ static int64_t reserve(struct request *request, int64_t open_since_ns) {
     int64_t progress_ns =
         group_progress_ns(request->lane, request->now_ns, window_ns / DOUBTS_PER_WINDOW);
     int64_t group_ns = window_ns / GROUPS_PER_WINDOW, least_group_ns = group_ns / 2;
+    /* Many launches go by what is known to be complete, and not by what may be done by now. */
     for (; !request->sample && group_ns > cost_ns && group_ns >= least_group_ns; group_ns /= 2) {
-        if (account_reserve(group_ns, window_ns, progress_ns))
+        if (account_reserve(group_ns, window_ns, 0))
             return group_ns;
     }
     if (!request->sample && cost_ns < least_group_ns) /* of many small groups each has its marks */
