@@ -97,18 +97,22 @@ void stop_let_through(int number) {
     }
 }
 
-/* Whether the signal has cut a system call short, which will say so: a pause, a sleep, a poll. */
-static bool cuts_short(const ucontext_t *context) {
+/* Whether the program would find out that the signal came: it has cut a system call short, which
+ * will say so (a pause, a sleep, a poll), or comes as it is no longer blocked. */
+static bool is_noticed(const ucontext_t *context) {
 #if defined __x86_64__
     static const uint8_t syscall_instruction[] = {0x0f, 0x05};
-    const uint8_t *next = (const uint8_t *)context->uc_mcontext.gregs[REG_RIP];
-    return context->uc_mcontext.gregs[REG_RAX] == -EINTR &&
-           memcmp(next - 2, syscall_instruction, 2) == 0;
+    const greg_t *registers = context->uc_mcontext.gregs;
+    bool unblocks = registers[REG_RAX] == 0 && (uint64_t)registers[REG_RDI] <= SIG_SETMASK &&
+                    registers[REG_R10] == _NSIG / 8; /* the number of the call is gone */
+    return (registers[REG_RAX] == -EINTR || unblocks) &&
+           memcmp((const uint8_t *)registers[REG_RIP] - 2, syscall_instruction, 2) == 0;
 #elif defined __aarch64__
     static const uint32_t svc_instruction = 0xd4000001;
-    const uint8_t *next = (const uint8_t *)context->uc_mcontext.pc;
-    return (int64_t)context->uc_mcontext.regs[0] == -EINTR &&
-           memcmp(next - 4, &svc_instruction, 4) == 0;
+    const mcontext_t *machine = &context->uc_mcontext;
+    bool unblocks = machine->regs[0] == 0 && machine->regs[8] == SYS_rt_sigprocmask;
+    return ((int64_t)machine->regs[0] == -EINTR || unblocks) &&
+           memcmp((const uint8_t *)machine->pc - 4, &svc_instruction, 4) == 0;
 #else
     (void)context;
     return false;
@@ -137,7 +141,7 @@ static void on_stop(int number, siginfo_t *info, void *context) {
     if (getpid() != atomic_load(&process) || !warden_stop_by(number)) {
         set_default(number);
         syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), number); /* blocked until we return */
-    } else if (info->si_pid == getpid() || (cuts_short(context) && !in_driver())) {
+    } else if (info->si_pid == getpid() || (is_noticed(context) && !in_driver())) {
         wait_for_the_end();
     }
     errno = before;
