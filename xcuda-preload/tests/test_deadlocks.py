@@ -32,6 +32,12 @@ def thread(work, *arguments):
     begun.start()
     return begun
 
+def capture():
+    graph = c_void_p()
+    call("cuStreamBeginCapture_v2", one, 2)
+    call("cuStreamEndCapture", one, byref(graph))
+    call("cuGraphDestroy", graph)
+
 def rank(steps, own, theirs, where):
     for step in range(steps):
         launch(spin, 20_000, where)
@@ -149,8 +155,8 @@ def test_a_callback_that_needs_a_lock_of_the_thread_that_launches_gets_it(gpu_no
 
 
 _MEANWHILE = {
-    "destroys streams": 'call("cuStreamDestroy_v2", stream())',
-    "captures": 'call("cuStreamBeginCapture_v2", one, 2); call("cuStreamEndCapture", one, byref(c_void_p()))',
+    "destroys streams": "call('cuStreamDestroy_v2', stream())",
+    "captures": "capture()",
 }
 
 

@@ -270,7 +270,7 @@ def test_copies_of_a_program_that_saves_its_state_leave_the_bus_alone_as_long_as
     copies = [operation for operation in gpu_node.machine.operations(0) if operation.pid == process.pid][1:]
     assert len(copies) == 8
     for before, after in itertools.pairwise(copies):
-        assert after.started_ns - before.ended_ns >= before.ended_ns - before.started_ns
+        assert after.enqueued_ns - before.ended_ns >= before.ended_ns - before.enqueued_ns
 
 
 def test_a_handler_in_c_runs_while_the_thread_waits_at_the_gate(gpu_node: GpuNode) -> None:
