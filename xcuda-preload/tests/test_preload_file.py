@@ -106,7 +106,8 @@ def test_ordinary_programs_of_a_container_are_unharmed(bare_node: Node, containe
 
 
 _CHILD = """
-import ctypes, sys
+import ctypes, signal, sys
+signal.alarm(25)
 cuda = ctypes.CDLL(sys.argv[1])
 context, address = ctypes.c_void_p(), ctypes.c_uint64()
 assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == cuda.cuCtxSetCurrent(context) == 0
