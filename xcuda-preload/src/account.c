@@ -88,14 +88,16 @@ bool account_measures(int64_t now_ns) {
 
 enum { WIDEST = 16 };
 
+/* Whole lanes, or nearly: that of one lane is measured as a little more than what it is busy, and
+ * does not make its window wider. */
 int64_t account_widen(int64_t window_ns) {
     account_lock();
-    double each_ns = (double)account.each_ns, together_ns = (double)account.together_ns;
+    int64_t each_ns = account.each_ns, together_ns = account.together_ns;
     account_unlock();
-    if (each_ns <= together_ns)
+    if (together_ns <= 0)
         return window_ns;
-    double times = each_ns < WIDEST * together_ns ? each_ns / together_ns : WIDEST;
-    return (int64_t)((double)window_ns * times);
+    int64_t lanes = (each_ns + together_ns / 4) / together_ns;
+    return window_ns * (lanes < 1 ? 1 : lanes > WIDEST ? WIDEST : lanes);
 }
 
 static int64_t wait_ns_after(const struct job_others *others, int64_t now_ns, uint32_t permille) {

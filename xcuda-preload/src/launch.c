@@ -210,10 +210,11 @@ static int64_t reserve(struct request *request, int64_t open_since_ns) {
     int64_t window_ns = window_ns_of(request), cost_ns = request->cost_ns;
     int64_t progress_ns =
         group_progress_ns(request->lane, request->now_ns, window_ns / DOUBTS_PER_WINDOW);
+    int64_t all_ns = account_widen(window_ns);
     int64_t group_ns = window_ns / GROUPS_PER_WINDOW, least_group_ns = group_ns / 2;
     /* Many launches go by what is known to be complete, and not by what may be done by now. */
     for (; !request->sample && group_ns > cost_ns && group_ns >= least_group_ns; group_ns /= 2) {
-        if (account_reserve(group_ns, window_ns, 0))
+        if (account_reserve(group_ns, all_ns, 0))
             return group_ns;
     }
     if (!request->sample && cost_ns < least_group_ns) /* of many small groups each has its marks */
@@ -221,7 +222,9 @@ static int64_t reserve(struct request *request, int64_t open_since_ns) {
     /* An unknown launch goes when there is room at all. It then takes the whole window, so that
      * nothing goes beside it. */
     int64_t least_ns = request->unknown ? 1 : cost_ns;
-    if (account_reserve(least_ns, window_ns, progress_ns)) {
+    if (request->unknown && cost_ns < all_ns)
+        cost_ns = all_ns;
+    if (account_reserve(least_ns, all_ns, progress_ns)) {
         account_unreserve(least_ns - cost_ns);
         return cost_ns;
     }
