@@ -54,6 +54,8 @@ struct gate_look gate_look(int64_t now_ns) {
     atomic_store_explicit(&obeyed_epoch, epoch, memory_order_relaxed);
     if (!mux_pulse_fresh(&view.pulse, mux_view_device(&view), now_ns))
         return (struct gate_look){.device_word = device_word, .job_word = job_word};
+    if (atomic_load_explicit(&attention, memory_order_relaxed) & ATTENTION_STALE)
+        gate_age(now_ns); /* launches need not go the long way until the warden looks again */
     if (known.device_word != device_word || known.job_word != job_word)
         known = (struct gate_look){
             .gate = mux_gate_combine(device_word, job_word),
