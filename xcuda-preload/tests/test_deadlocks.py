@@ -49,7 +49,7 @@ def rank(steps, own, theirs, where):
 """
 
 _TWO_THREADS = """
-ranks = [thread(rank, 40, words, words + 8192, one), thread(rank, 40, words + 8192, words, other)]
+ranks = [thread(rank, 20, words, words + 8192, one), thread(rank, 20, words + 8192, words, other)]
 for each in ranks:
     each.join()
 say("done")
