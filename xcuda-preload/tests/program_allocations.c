@@ -23,8 +23,8 @@ int main(int count, char **arguments) {
     void *library = dlopen("libcuda.so.1", RTLD_NOW);
     if (count != 3 || library == NULL)
         return 2;
-    allocate = (CUresult(*)(CUdeviceptr *, size_t))dlsym(library, "cuMemAlloc_v2");
-    release = (CUresult(*)(CUdeviceptr))dlsym(library, "cuMemFree_v2");
+    allocate = (CUresult (*)(CUdeviceptr *, size_t))dlsym(library, "cuMemAlloc_v2");
+    release = (CUresult (*)(CUdeviceptr))dlsym(library, "cuMemFree_v2");
     for (long i = 0; i < atol(arguments[2]); i++) {
         CUdeviceptr address;
         if (allocate(&address, 4096) != 0)

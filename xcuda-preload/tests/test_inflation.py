@@ -37,7 +37,7 @@ def test_a_neighbour_is_felt_within_a_fifth_of_a_second_and_forgotten(mps_node: 
     process = mps_node.start(programs / "program_kernels", "us=100,300", "seconds=60")
     neighbour = mps_node.python(_NEIGHBOUR, preload=False)
     assert mps_node.hear(neighbour) == "ready"
-    felt_after_s = []
+    felt_after_s: list[float] = []
     while len(felt_after_s) < 5:  # a busy host may be late now and then
         mps_node.eventually(lambda: 900 < _inflation(mps_node, process) < 1150)
         mps_node.tell(neighbour, "1")
