@@ -28,6 +28,15 @@ static void tell(const struct mux_mapping *mapping, int before) {
         log_line("found %s", mapping->path);
 }
 
+/* Not where it happens, which is on the way of a launch. */
+static void tell_of_copies(int error) {
+    static int told;
+    if (error != 0 && told == 0)
+        log_line("beacon pages are read from their files, which takes longer (%s)",
+                 strerror(error));
+    told = error;
+}
+
 void gate_start(void) {
     int64_t now_ns = clock_now_ns();
     mux_view_open(&view, settings()->device_dir, settings()->job_dir, now_ns);
@@ -70,7 +79,9 @@ void gate_refresh(void) {
     mux_view_refresh(&view, clock_now_ns());
     pthread_mutex_lock(&beacon_lock);
     mux_beacon_refresh(&beacon);
+    int copy_error = beacon.copy_error;
     pthread_mutex_unlock(&beacon_lock);
+    tell_of_copies(copy_error);
     tell(&view.device, device);
     tell(&view.control, control);
 }

@@ -173,6 +173,7 @@ struct mux_beacon_reader {
     int64_t changed_ns; /* when the directory was first seen to be so */
     int64_t looked_ns;  /* when it was last looked at */
     unsigned pages;     /* behind so many there are none */
+    int copy_error;     /* why the files had to be opened to read them; 0: never so far */
     struct mux_beacon_known {
         uint64_t name; /* 0: none */
         bool listed;

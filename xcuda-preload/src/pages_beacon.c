@@ -14,6 +14,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -178,20 +180,57 @@ int64_t mux_beacon_see(struct mux_beacon_seen *seen, const struct mux_beacon_slo
     return left_ns > 0 ? left_ns : 0;
 }
 
+static bool path_to(char path[PATH_MAX], const char *directory, uint64_t name) {
+    int length = snprintf(path, PATH_MAX, "%s/%016" PRIx64, directory, name);
+    return length > 0 && length < PATH_MAX;
+}
+
+static struct mux_beacon_slot read_file(int fd) {
+    struct mux_beacon_slot slot = {.owner = 0};
+    ssize_t got = pread(fd, &slot, sizeof slot, offsetof(struct mux_beacon_page, slot));
+    return got == sizeof slot ? slot : (struct mux_beacon_slot){.owner = 0};
+}
+
+/* Where the system does not let us copy, as in some sandboxes. A page whose file has gone is
+ * nobody's; one whose file cannot be opened counts as active: what is not known is for the online
+ * side. */
+static unsigned read_files(struct mux_beacon_reader *reader, struct mux_beacon_slot *slots) {
+    char path[PATH_MAX];
+    for (unsigned i = 0; i < reader->pages; i++) {
+        struct mux_beacon_known *known = &reader->known[i];
+        slots[i] = (struct mux_beacon_slot){.owner = 0};
+        if (known->name == 0 || !path_to(path, reader->path, known->name))
+            continue;
+        int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+        if (fd >= 0) {
+            slots[i] = read_file(fd);
+            close(fd);
+        } else if (errno != ENOENT) {
+            slots[i].owner = UINT64_MAX;
+            slots[i].launches = known->seen.launches + 1; /* another one at each look */
+        }
+    }
+    return reader->pages;
+}
+
 /* Copies from all pages, and returns from how many. Where there is none there are zeros: nobody's.
- * One that has been cut is dropped, and the others are read again. */
+ * One that has been cut is dropped, and the others are read again. By the number of this thread:
+ * that of the process means its first thread, which may have ended. */
 static unsigned copy_out(struct mux_beacon_reader *reader, struct mux_beacon_slot *slots) {
     struct iovec there[MUX_BEACON_PROCESSES];
+    pid_t self = (pid_t)syscall(SYS_gettid);
     for (unsigned look = 0; reader->pages > 0 && look <= MUX_BEACON_PROCESSES; look++) {
         struct iovec here = {slots, reader->pages * sizeof *slots};
         for (unsigned i = 0; i < reader->pages; i++)
             there[i] = (struct iovec){room_of(reader, i) + offsetof(struct mux_beacon_page, slot),
                                       sizeof *slots};
-        ssize_t done = process_vm_readv(getpid(), &here, 1, there, reader->pages, 0);
+        ssize_t done = process_vm_readv(self, &here, 1, there, reader->pages, 0);
         if (done == (ssize_t)here.iov_len)
             return reader->pages;
-        if (done < 0 && errno != EFAULT)
-            return 0;
+        if (done < 0 && errno != EFAULT) {
+            reader->copy_error = errno;
+            return read_files(reader, slots);
+        }
         drop(reader, done < 0 ? 0 : (unsigned)((size_t)done / sizeof *slots));
     }
     return 0;

@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -35,7 +36,8 @@ static int copy(transfer *call, const struct mux_job *job, size_t offset, void *
     struct iovec here = {own, bytes};
     struct iovec page = {job->address + offset, bytes};
     int before = errno;
-    ssize_t done = call(getpid(), &here, 1, &page, 1, 0);
+    pid_t self = (pid_t)syscall(SYS_gettid); /* the first thread may have ended */
+    ssize_t done = call(self, &here, 1, &page, 1, 0);
     int error = done == (ssize_t)bytes ? 0 : done >= 0 ? EFAULT : errno;
     errno = before;
     return error;

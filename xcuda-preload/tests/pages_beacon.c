@@ -8,9 +8,13 @@
  *   pages_beacon garbage DIR   what lies beside them, and pages that are cut
  */
 #include <dirent.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/file.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 
 #include "pages_testing.h"
 
@@ -498,6 +502,80 @@ static void of_more_than_there_is_room_for_the_rest_waits_for_its_turn(const cha
     mux_beacon_close(&reader);
 }
 
+static struct mux_beacon online; /* of another process than the one that reads */
+
+static void *read_without_leader(void *nothing) {
+    char path[64], text[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)getpid());
+    do {
+        int fd = open(path, O_RDONLY);
+        expect(read(fd, text, sizeof text) > 0, "a process is in /proc");
+        close(fd);
+    } while (*(strrchr(text, ')') + 2) != 'Z');
+    expect(wait_at(2000 * MS) == INT64_MAX && reader.copy_error == 0, "launches are seen");
+    _exit(0);
+    return nothing;
+}
+
+static void threads_see_pages_when_the_first_one_has_ended(const char *dir) {
+    expect(mux_beacon_claim(&online, dir) == 0, "a page can be made");
+    online.slot->launches = 1;
+    pid_t child = fork_child();
+    if (child == 0) {
+        mux_beacon_open(&reader, dir, 1000 * MS);
+        pthread_t thread;
+        expect(pthread_create(&thread, NULL, read_without_leader, NULL) == 0, "there is a thread");
+        pthread_exit(NULL);
+    }
+    expect_success(child, "a process without its first thread goes on to its end");
+    mux_beacon_end(&online);
+    mux_beacon_forget(&online);
+}
+
+/* Not everywhere, as under an emulator. */
+static bool forbid(unsigned call) {
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+static void read_in_a_sandbox(const char *dir) {
+    int64_t at = 1000 * MS;
+    if (!forbid(SYS_process_vm_readv))
+        return;
+    make_beacon(1, 0, MUX_BEACON_PAGE_BYTES);
+    mux_beacon_open(&reader, dir, at);
+    expect(wait_at(at) == INT64_MAX && reader.copy_error == EPERM, "a launch is seen");
+    online.slot->complete = 1;
+    expect(wait_at(at += MS) == HOLDOFF_US * US, "and its end");
+    expect(wait_at(at += MS) == 0, "and nothing more");
+
+    struct rlimit none = {0, 0};
+    expect(setrlimit(RLIMIT_NOFILE, &none) == 0, "there may be no descriptor left");
+    expect(wait_at(at) == INT64_MAX && wait_at(at + 100 * MS) == INT64_MAX,
+           "what cannot be read counts as active");
+}
+
+static void pages_are_read_where_a_sandbox_forbids_to_copy(const char *dir) {
+    expect(mux_beacon_claim(&online, dir) == 0, "a page can be made");
+    online.slot->launches = 1;
+    pid_t child = fork_child();
+    if (child == 0) {
+        read_in_a_sandbox(dir);
+        _exit(0);
+    }
+    expect_success(child, "a process in a sandbox goes on to its end");
+    unlink(in_directory(numbered(1)));
+    mux_beacon_end(&online);
+    mux_beacon_forget(&online);
+}
+
 /* ---- garbage -----------------------------------------------------------------------------------
  */
 
@@ -594,6 +672,8 @@ int main(int count, char **arguments) {
         pages_are_seen_at_the_next_look(dir);
         a_directory_that_comes_later_is_found_and_one_that_goes_changes_nothing(dir);
         the_dead_are_not_looked_at(dir);
+        threads_see_pages_when_the_first_one_has_ended(dir);
+        pages_are_read_where_a_sandbox_forbids_to_copy(dir);
         two_of_one_pid_do_not_disturb_each_other(dir);
         of_more_than_there_is_room_for_the_rest_waits_for_its_turn(dir);
     } else if (strcmp(what, "garbage") == 0) {

@@ -116,9 +116,9 @@ static void *outlive(void *unused) {
 }
 
 /* The first thread ends; the process lives on in the second. */
-static void live_without_leader(void) {
+static void live_without_leader(void *(*what)(void *)) {
     pthread_t thread;
-    expect(pthread_create(&thread, NULL, outlive, NULL) == 0, "a second thread can be had");
+    expect(pthread_create(&thread, NULL, what, NULL) == 0, "a second thread can be had");
     pthread_exit(NULL);
 }
 
@@ -129,6 +129,30 @@ static char state_of(pid_t pid) {
     expect(fd >= 0 && read(fd, text, sizeof text - 1) > 0, "a child is in /proc");
     close(fd);
     return *(strrchr(text, ')') + 2);
+}
+
+static const char *job_directory;
+
+static void *use_without_leader(void *unused) {
+    while (state_of(getpid()) != 'Z')
+        sched_yield();
+    struct mux_job job = claimed(job_directory);
+    struct mux_process_slot slots[MUX_JOB_SLOTS], counters = {.launches = 7};
+    expect(mux_job_publish(&job, &counters) == 0 && mux_job_read(&job, slots) == 0 &&
+               slots[job.slot].launches == 7,
+           "its slot goes on to be its own");
+    mux_job_release(&job);
+    _exit(0);
+    return unused;
+}
+
+static void a_process_keeps_its_slot_when_its_first_thread_has_ended(const char *dir) {
+    make_job_page(dir);
+    job_directory = dir;
+    pid_t child = fork_child();
+    if (child == 0)
+        live_without_leader(use_without_leader);
+    expect_success(child, "a process without its first thread goes on to its end");
 }
 
 static void owners(void) {
@@ -144,7 +168,7 @@ static void owners(void) {
 
     pid_t child = fork_child();
     if (child == 0)
-        live_without_leader();
+        live_without_leader(outlive);
     uint64_t owner = mux_owner_of(child);
     while (state_of(child) != 'Z')
         sched_yield();
@@ -305,9 +329,10 @@ int main(int argc, char **argv) {
     expect(argc == 3, "usage: pages_slots claim|owners|quota|truncated|spending DIR");
     if (strcmp(argv[1], "claim") == 0)
         claim(argv[2]);
-    else if (strcmp(argv[1], "owners") == 0)
+    else if (strcmp(argv[1], "owners") == 0) {
         owners();
-    else if (strcmp(argv[1], "quota") == 0)
+        a_process_keeps_its_slot_when_its_first_thread_has_ended(argv[2]);
+    } else if (strcmp(argv[1], "quota") == 0)
         quota(argv[2]);
     else if (strcmp(argv[1], "truncated") == 0)
         truncated(argv[2]);
