@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cancel.h"
 #include "driver.h"
 #include "log.h"
 #include "settings.h"
@@ -104,7 +105,8 @@ static void complete_up_to(struct beacon_stream *record, uint64_t launched) {
 }
 
 /* Tells that everything is complete, if it is. The process's count is read first: each launch that
- * is in it has been counted in its stream before. */
+ * is in it has been counted in its stream before. A count that is less by now is that of another
+ * page. */
 static void tell_if_idle(void) {
     struct mux_beacon_slot *slot = atomic_load_explicit(&beacon_slot, memory_order_relaxed);
     uint64_t launches = mux_load64(&slot->launches);
@@ -112,14 +114,16 @@ static void tell_if_idle(void) {
         if (!is_complete(&beacon_streams[i]))
             return;
     }
-    raise_to(&slot->complete, launches);
+    if (mux_load64(&slot->launches) >= launches)
+        raise_to(&slot->complete, launches);
 }
 
 /* ---- waits of the program ----------------------------------------------------------------------
  */
 
+/* A count that the record has not come to is another's: see note_record. */
 static void mark(struct beacon_wait *wait, struct beacon_stream *record, uint64_t launched) {
-    if (record == NULL || is_complete(record))
+    if (record == NULL || is_complete(record) || launched > launched_in(record))
         return;
     wait->marks[wait->count].record = record;
     wait->marks[wait->count++].launched = launched;
@@ -151,23 +155,31 @@ void beacon_wait_all(struct beacon_wait *wait) {
         mark(wait, &beacon_streams[i], launched_in(&beacon_streams[i]));
 }
 
-static void refresh_if_due(void) {
-    struct timespec now; /* of the coarse clock, which costs a few loads */
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    int64_t now_ns = now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-    int64_t since_ns = now_ns - atomic_load_explicit(&refreshed_ns, memory_order_relaxed);
-    if (since_ns < REFRESH_EVERY_NS || atomic_flag_test_and_set(&refreshing))
-        return;
-    atomic_store_explicit(&refreshed_ns, now_ns, memory_order_relaxed);
-    int before = errno;
+/* One thread at a time. */
+static void refresh(void) {
     int error = mux_beacon_claim(&beacon, settings()->device_dir);
     atomic_store(&beacon_slot, error == 0 ? beacon.slot : &nowhere);
     if (error != claim_error)
         log_line(error == 0 ? "counted in %s" : "not counted in %s (%s)", beacon.path,
                  strerror(error));
     claim_error = error;
+}
+
+static void refresh_if_due(void) {
+    struct timespec now; /* of the coarse clock, which costs a few loads */
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    int64_t now_ns = now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+    int64_t since_ns = now_ns - atomic_load_explicit(&refreshed_ns, memory_order_relaxed);
+    if (since_ns < REFRESH_EVERY_NS)
+        return;
+    int before = errno, cancel = cancel_forbid();
+    if (!atomic_flag_test_and_set(&refreshing)) {
+        atomic_store_explicit(&refreshed_ns, now_ns, memory_order_relaxed);
+        refresh();
+        atomic_flag_clear(&refreshing);
+    }
+    cancel_restore(cancel);
     errno = before;
-    atomic_flag_clear(&refreshing);
 }
 
 void beacon_waited(const struct beacon_wait *wait, CUresult result) {
@@ -180,6 +192,8 @@ void beacon_waited(const struct beacon_wait *wait, CUresult result) {
     refresh_if_due();
 }
 
+/* Threads that record events of one place at a time may leave the record of one there with the
+ * count of another. */
 static CUresult note_record(CUevent event, CUstream stream, CUresult result) {
     if (result != CUDA_SUCCESS || !beacon_on())
         return result;

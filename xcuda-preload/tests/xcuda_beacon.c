@@ -63,6 +63,37 @@ static void *work(void *nothing) {
     return nothing;
 }
 
+static pthread_barrier_t cancelled;
+static bool passed;
+
+static void *wait_cancelled(void *nothing) {
+    set_current(context);
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+    pthread_barrier_wait(&cancelled);
+    pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
+    CUevent event;
+    create_event(&event, 0);
+    expect(cuEventQuery(event) == 0, "nothing is to be waited for");
+    expect(mux_load64(&atomic_load(&beacon_slot)->owner) != 0, "and the page is looked after");
+    passed = true;
+    pthread_testcancel();
+    expect(false, "a thread that is cancelled ends");
+    return nothing;
+}
+
+/* Looking after the page opens files, which is where threads are cancelled. */
+static void nobody_is_cancelled_where_the_page_is_looked_after(void) {
+    pthread_t thread;
+    void *result;
+    beacon_forget_all(); /* as if a second had passed */
+    pthread_barrier_init(&cancelled, NULL, 2);
+    pthread_create(&thread, NULL, wait_cancelled, NULL);
+    pthread_cancel(thread);
+    pthread_barrier_wait(&cancelled);
+    expect(pthread_join(thread, &result) == 0 && result == PTHREAD_CANCELED && passed,
+           "a thread is cancelled later");
+}
+
 int main(void) {
     void *driver = dlopen("libcuda.so.1", RTLD_NOW);
     expect(driver != NULL, "the stub driver is found");
@@ -85,5 +116,6 @@ int main(void) {
     expect(mux_load64(&slot->launches) == atomic_load(&launched), "no launch is lost");
     expect(cuCtxSynchronize() == 0, "everything is complete");
     expect(mux_load64(&slot->complete) == atomic_load(&launched), "and said to be so");
+    nobody_is_cancelled_where_the_page_is_looked_after();
     return 0;
 }
