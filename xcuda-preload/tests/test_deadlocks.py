@@ -18,8 +18,9 @@ from driver import *
 context = begin()
 spin, wait_for, set_word = functions("spin", "wait_for", "set")
 one, other = stream(), stream()
-words = allocate(1 << 16)
-call("cuMemcpyHtoD_v2", c_uint64(words), bytes(1 << 16), c_size_t(1 << 16))
+HALF = 1 << 20
+words = allocate(2 * HALF)
+call("cuMemsetD8_v2", c_uint64(words), c_uint(0), c_size_t(2 * HALF))
 
 def synchronize(where):
     call("cuStreamSynchronize", where)
@@ -38,18 +39,33 @@ def capture():
     call("cuStreamEndCapture", one, byref(graph))
     call("cuGraphDestroy", graph)
 
-def rank(steps, own, theirs, where):
-    for step in range(steps):
+turn, begun, last = threading.Lock(), 0, HALF // 4
+
+def rank(own, theirs, where):
+    global begun
+    for step in range(last):
+        with turn:
+            if step == last:
+                break
+            begun = max(begun, step + 1)
         launch(spin, 20_000, where)
         launch(set_word, theirs + 4 * step, where)
         launch(wait_for, own + 4 * step, where)
         if step % 8 == 0:
             synchronize(where)
     synchronize(where)
+
+def agree_on_the_last_step():  # of which no rank has begun a later one
+    global last
+    sys.stdin.readline()
+    with turn:
+        say(begun)
+        last = int(sys.stdin.readline())
 """
 
 _TWO_THREADS = """
-ranks = [thread(rank, 20, words, words + 8192, one), thread(rank, 20, words + 8192, words, other)]
+ranks = [thread(rank, words, words + HALF, one), thread(rank, words + HALF, words, other)]
+agree_on_the_last_step()
 for each in ranks:
     each.join()
 say("done")
@@ -64,7 +80,9 @@ say(bytes(own).hex())
 other_rank = Handle.from_buffer_copy(bytes.fromhex(sys.stdin.readline()))
 call("cuIpcOpenMemHandle_v2", byref(theirs), other_rank, c_uint(1))
 sys.stdin.readline()
-rank(400, words, theirs.value, one)
+own_rank = thread(rank, words, theirs.value, one)
+agree_on_the_last_step()
+own_rank.join()
 say("done")
 """
 
@@ -97,10 +115,21 @@ def _freeze_and_thaw(node: GpuNode, *processes: subprocess.Popen[str]) -> None:
     node.open_gate()
 
 
+def _end_together(node: GpuNode, *processes: subprocess.Popen[str]) -> None:
+    """Ends ranks, however far they have come: each goes on to the step that the first of them has begun."""
+    for process in processes:
+        node.tell(process)
+    last = max(int(node.hear(process)) for process in processes)
+    for process in processes:
+        node.tell(process, str(last))
+    for process in processes:
+        _ends(process)
+
+
 def test_threads_whose_kernels_wait_for_each_other_go_on_after_a_freeze(gpu_node: GpuNode) -> None:
     process = _start(gpu_node, _TWO_THREADS)
     _freeze_and_thaw(gpu_node, process)
-    _ends(process)
+    _end_together(gpu_node, process)
 
 
 def test_processes_whose_kernels_wait_for_each_other_freeze_and_go_on_together(gpu_node: GpuNode) -> None:
@@ -111,8 +140,7 @@ def test_processes_whose_kernels_wait_for_each_other_freeze_and_go_on_together(g
     for process in ranks:
         gpu_node.tell(process)
     _freeze_and_thaw(gpu_node, *ranks)
-    for process in ranks:
-        _ends(process)
+    _end_together(gpu_node, *ranks)
 
 
 @pytest.mark.parametrize("budget_permille", [1000, 500])
