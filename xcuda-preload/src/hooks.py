@@ -321,8 +321,8 @@ def main(arguments: list[str]) -> None:
         sys.stdout.write(markdown(Path(arguments[1]).read_text()))
         return
     if arguments[:1] == ["--names"]:
-        hooks = read(Path(arguments[1]))
-        sys.stdout.writelines(f"{index} {hook.name}\n" for index, hook in enumerate(hooks) if hook.kind != "libc")
+        ours = [hook for hook in read(Path(arguments[1])) if hook.kind != "libc"]
+        sys.stdout.writelines(f"{index} {hook.name}\n" for index, hook in enumerate(ours))
         return
     table, directory = (Path(argument) for argument in arguments)
     hooks = read(table)

@@ -195,3 +195,11 @@ def test_an_index_of_the_table_is_found_by_its_name(name: str) -> None:
     ).stdout.splitlines()
     index = next(int(line.split()[0]) for line in listed if line.split()[1] == name)
     assert _table()[index] == name
+
+
+def test_the_c_librarys_functions_have_no_index_wherever_they_stand_in_the_table(tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    table.write_text("libc | dlsym\npass | cuInit | unsigned int flags | DRIVER\n")
+    script = _TABLE.with_name("hooks.py")
+    listed = subprocess.run(["python3", script, "--names", table], check=True, capture_output=True, text=True).stdout
+    assert listed == "0 cuInit\n"
