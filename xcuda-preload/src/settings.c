@@ -40,10 +40,11 @@ static bool read_container(void) {
     return true;
 }
 
+/* A setuid program opens and writes nobody's files. */
 static void read_environment(void) {
-    bool device = copy(read_once.device_dir, getenv("XCUDA_DEVICE_DIR"));
-    bool job = copy(read_once.job_dir, getenv("XCUDA_JOB_DIR"));
-    const char *mode = getenv("XCUDA_MODE");
+    bool device = copy(read_once.device_dir, secure_getenv("XCUDA_DEVICE_DIR"));
+    bool job = copy(read_once.job_dir, secure_getenv("XCUDA_JOB_DIR"));
+    const char *mode = secure_getenv("XCUDA_MODE");
     bool offline = mode != NULL && strcmp(mode, "offline") == 0;
     bool beacon = mode != NULL && strcmp(mode, "beacon") == 0;
     read_once.mode = device || job || offline ? MODE_OFFLINE : MODE_INERT;
@@ -53,7 +54,7 @@ static void read_environment(void) {
 
 static void read_settings(void) {
     int before = errno;
-    copy(read_once.log, secure_getenv("XCUDA_LOG")); /* a setuid program writes nobody's file */
+    copy(read_once.log, secure_getenv("XCUDA_LOG"));
     if (!read_container())
         read_environment();
     errno = before;
