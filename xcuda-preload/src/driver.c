@@ -14,7 +14,9 @@ static CUresult missing(void) {
     return CUDA_ERROR_NO_DEVICE;
 }
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* innermost: nothing of ours is called */
+/* Innermost: nothing is called under it. Symbols are looked up before, since the loader has a lock
+ * of its own, under which it calls constructors that may come here. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic bool found;
 void *hook_real[HOOK_COUNT];
 
@@ -43,55 +45,70 @@ static void *look_up(void *library, const char *name) {
     return function == NULL ? (void *)missing : function;
 }
 
-static void take_functions(void *library) {
+static const struct {
+    const char *name;
+    void *field;
+} plain[] = {
+    {"cuEventCreate", &driver.event_create},
+    {"cuEventRecord", &driver.event_record},
+    {"cuEventElapsedTime", &driver.event_elapsed},
+    {"cuEventQuery", &driver.event_query},
+    {"cuStreamQuery", &driver.stream_query},
+    {"cuStreamGetCtx", &driver.stream_get_ctx},
+    {"cuStreamIsCapturing", &driver.stream_is_capturing},
+    {"cuThreadExchangeStreamCaptureMode", &driver.exchange_capture_mode},
+    {"cuCtxGetCurrent", &driver.ctx_get_current},
+    {"cuCtxSetCurrent", &driver.ctx_set_current},
+    {"cuCtxSynchronize", &driver.ctx_synchronize},
+    {"cuMemGetInfo_v2", &driver.mem_get_info},
+    {"cuDevicePrimaryCtxGetState", &driver.primary_ctx_state},
+    {"cuCtxGetDevice", &driver.ctx_get_device},
+    {"cuDeviceGetMemPool", &driver.device_get_pool},
+    {"cuMemPoolGetAttribute", &driver.pool_get},
+    {"cuDeviceGetGraphMemAttribute", &driver.graph_memory_get},
+    {"cuGraphGetNodes", &driver.graph_get_nodes},
+    {"cuGraphNodeGetType", &driver.graph_node_type},
+    {"cuGraphChildGraphNodeGetGraph", &driver.graph_child},
+    {"cuGraphMemAllocNodeGetParams", &driver.graph_alloc_params},
+    {"cuGraphMemFreeNodeGetParams", &driver.graph_free_params},
+};
+enum { PLAIN = sizeof plain / sizeof *plain };
+
+struct functions {
+    void *hooked[HOOK_COUNT];
+    void *plain[PLAIN];
+};
+
+static void look_up_all(void *library, struct functions *functions) {
+    for (unsigned i = 0; i < HOOK_COUNT; i++)
+        functions->hooked[i] = look_up(library, hook_table[i].name);
+    for (unsigned i = 0; i < PLAIN; i++)
+        functions->plain[i] = look_up(library, plain[i].name);
+}
+
+/* Under the lock. */
+static void take_functions(const struct functions *functions) {
     for (unsigned i = 0; i < HOOK_COUNT; i++) {
-        void *function = look_up(library, hook_table[i].name);
-        hook_real[i] = function;
-        if (function != (void *)missing)
-            add_route(function, hook_table[i].function);
+        hook_real[i] = functions->hooked[i];
+        if (hook_real[i] != (void *)missing)
+            add_route(hook_real[i], hook_table[i].function);
     }
-    const struct {
-        const char *name;
-        void *field;
-    } plain[] = {
-        {"cuEventCreate", &driver.event_create},
-        {"cuEventRecord", &driver.event_record},
-        {"cuEventElapsedTime", &driver.event_elapsed},
-        {"cuEventQuery", &driver.event_query},
-        {"cuStreamQuery", &driver.stream_query},
-        {"cuStreamGetCtx", &driver.stream_get_ctx},
-        {"cuStreamIsCapturing", &driver.stream_is_capturing},
-        {"cuThreadExchangeStreamCaptureMode", &driver.exchange_capture_mode},
-        {"cuCtxGetCurrent", &driver.ctx_get_current},
-        {"cuCtxSetCurrent", &driver.ctx_set_current},
-        {"cuCtxSynchronize", &driver.ctx_synchronize},
-        {"cuMemGetInfo_v2", &driver.mem_get_info},
-        {"cuDevicePrimaryCtxGetState", &driver.primary_ctx_state},
-        {"cuCtxGetDevice", &driver.ctx_get_device},
-        {"cuDeviceGetMemPool", &driver.device_get_pool},
-        {"cuMemPoolGetAttribute", &driver.pool_get},
-        {"cuDeviceGetGraphMemAttribute", &driver.graph_memory_get},
-        {"cuGraphGetNodes", &driver.graph_get_nodes},
-        {"cuGraphNodeGetType", &driver.graph_node_type},
-        {"cuGraphChildGraphNodeGetGraph", &driver.graph_child},
-        {"cuGraphMemAllocNodeGetParams", &driver.graph_alloc_params},
-        {"cuGraphMemFreeNodeGetParams", &driver.graph_free_params},
-    };
-    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
-        void *function = look_up(library, plain[i].name);
-        memcpy(plain[i].field, &function, sizeof function);
-    }
+    for (unsigned i = 0; i < PLAIN; i++)
+        memcpy(plain[i].field, &functions->plain[i], sizeof functions->plain[i]);
 }
 
 /* Holding the handle keeps the driver where it is; it never lets itself be unloaded anyway. */
 bool driver_find(void) {
     if (atomic_load_explicit(&found, memory_order_acquire))
         return true;
+    struct functions functions;
     void *library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    if (library != NULL)
+        look_up_all(library, &functions);
     pthread_mutex_lock(&lock);
     if (!atomic_load_explicit(&found, memory_order_relaxed)) {
         if (library != NULL) {
-            take_functions(library);
+            take_functions(&functions);
             atomic_store_explicit(&found, true, memory_order_release);
         } else {
             for (unsigned i = 0; i < HOOK_COUNT; i++)

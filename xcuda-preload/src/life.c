@@ -15,6 +15,7 @@
 #include "lane.h"
 #include "launch.h"
 #include "log.h"
+#include "nvml.h"
 #include "passage.h"
 #include "quota.h"
 #include "settings.h"
@@ -30,6 +31,7 @@ static bool begun; /* there is something to forget in a child */
 static void child_after_fork(void) {
     pthread_mutex_init(&lock, NULL);
     driver_forget_lock();
+    nvml_forget_lock();
     if (!begun)
         return;
     begun = false;

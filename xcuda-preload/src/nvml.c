@@ -28,9 +28,9 @@ struct nvml_memory_v2 {
 
 _Static_assert(sizeof(struct nvml_memory_v2) == 40, "layout");
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* innermost: nothing of ours is called */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* innermost: nothing is called under it */
 static _Atomic bool found;
-static struct {
+static struct functions {
     CUresult (*memory)(void *device, void *memory);
     CUresult (*memory_v2)(void *device, void *memory);
     CUresult (*uuid)(void *device, char *uuid, unsigned int bytes);
@@ -40,7 +40,7 @@ bool nvml_is(enum hook_index hook) {
     return hook == HOOK_nvmlDeviceGetMemoryInfo || hook == HOOK_nvmlDeviceGetMemoryInfo_v2;
 }
 
-static void take(void *library, const char *name, void *field) {
+static void look_up(void *library, const char *name, void *field) {
     void *function = symbols_real_dlsym(library, name);
     memcpy(field, &function, sizeof function);
 }
@@ -52,13 +52,20 @@ bool nvml_find(void) {
     void *library = dlopen("libnvidia-ml.so.1", RTLD_LAZY | RTLD_NOLOAD);
     if (library == NULL)
         return false;
+    struct functions functions;
+    look_up(library, "nvmlDeviceGetMemoryInfo", &functions.memory);
+    look_up(library, "nvmlDeviceGetMemoryInfo_v2", &functions.memory_v2);
+    look_up(library, "nvmlDeviceGetUUID", &functions.uuid);
     pthread_mutex_lock(&lock);
-    take(library, "nvmlDeviceGetMemoryInfo", &nvml.memory);
-    take(library, "nvmlDeviceGetMemoryInfo_v2", &nvml.memory_v2);
-    take(library, "nvmlDeviceGetUUID", &nvml.uuid);
+    if (!atomic_load_explicit(&found, memory_order_relaxed))
+        nvml = functions;
     atomic_store_explicit(&found, true, memory_order_release);
     pthread_mutex_unlock(&lock);
     return true;
+}
+
+void nvml_forget_lock(void) {
+    pthread_mutex_init(&lock, NULL);
 }
 
 void *nvml_route(void *function, enum hook_index hook) {

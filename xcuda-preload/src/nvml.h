@@ -18,6 +18,9 @@ bool nvml_is(enum hook_index hook);
 /* Finds NVML if the program has loaded it. */
 bool nvml_find(void);
 
+/* In a child after fork. */
+void nvml_forget_lock(void);
+
 /* The hook, if that is what it stands in for, else the function itself. */
 void *nvml_route(void *function, enum hook_index hook);
 
