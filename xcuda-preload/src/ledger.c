@@ -53,6 +53,20 @@ uint64_t ledger_take_context(struct ledger *ledger, CUcontext context) {
     return bytes;
 }
 
+uint64_t ledger_take_pooled(struct ledger *ledger, uint64_t none) {
+    uint64_t bytes = 0;
+    for (uint64_t i = 0; i < ledger->capacity;) {
+        struct ledger_entry *entry = &ledger->entries[i];
+        if (entry->kind != LEDGER_POOLED && entry->kind != LEDGER_EXEC) {
+            i++;
+            continue;
+        }
+        bytes += entry->object == none ? entry->bytes : 0;
+        ledger_close_gap(ledger, i);
+    }
+    return bytes;
+}
+
 void ledger_clear(struct ledger *ledger) {
     if (ledger->capacity != 0)
         munmap(ledger->entries, ledger->capacity * sizeof *ledger->entries);

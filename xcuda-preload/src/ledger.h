@@ -67,12 +67,17 @@ static inline struct ledger_entry *ledger_find(const struct ledger *ledger, enum
 
 bool ledger_grow(struct ledger *ledger);
 
-/* False if there is no memory for it. An entry of the same kind and key is replaced. */
-static inline bool ledger_add(struct ledger *ledger, const struct ledger_entry *entry) {
+/* False if there is no memory for it. An entry of the same kind and key is replaced: what that one
+ * was for has gone unseen, and is for the caller to give back. `replaced` is a LEDGER_NOTHING if
+ * there was none. */
+static inline bool ledger_add(struct ledger *ledger, const struct ledger_entry *entry,
+                              struct ledger_entry *replaced) {
+    *replaced = (struct ledger_entry){.kind = LEDGER_NOTHING};
     if (ledger->count * 2 >= ledger->capacity && !ledger_grow(ledger))
         return false;
     struct ledger_entry *place = ledger_seek(ledger, entry->kind, entry->key);
     ledger->count += place->kind == LEDGER_NOTHING;
+    *replaced = *place;
     *place = *entry;
     return true;
 }
@@ -92,6 +97,10 @@ static inline bool ledger_take(struct ledger *ledger, enum ledger_kind kind, uin
 
 /* Takes out all entries of a context. Returns the sum of their bytes. */
 uint64_t ledger_take_context(struct ledger *ledger, CUcontext context);
+
+/* Takes out all that lies in pools, of which `object` is one. Returns the bytes of what should, but
+ * counts for itself, its `object` being `none`. */
+uint64_t ledger_take_pooled(struct ledger *ledger, uint64_t none);
 
 void ledger_clear(struct ledger *ledger);
 

@@ -112,18 +112,31 @@ void quota_give(uint64_t bytes) {
     warden_wake();
 }
 
-static void remember(const struct ledger_entry *entry) {
+void quota_remember(const struct ledger_entry *entry) {
+    struct ledger_entry gone;
     lock_take(&lock);
-    bool added = ledger_add(&ledger, entry);
+    bool added = ledger_add(&ledger, entry, &gone);
+    if (gone.kind != LEDGER_NOTHING && gone.kind <= LEDGER_CONTEXT)
+        give(gone.bytes);
     lock_release(&lock);
+    if (gone.kind > LEDGER_CONTEXT)
+        quota_pooled_gone(&gone);
     if (!added) /* stays charged: too strict rather than too lax */
         log_line("no memory to note an allocation of %llu bytes", (unsigned long long)entry->bytes);
+}
+
+void quota_pooled_gone(const struct ledger_entry *entry) {
+    int pool = (int)entry->object;
+    if (pool == POOL_UNKNOWN)
+        quota_give(entry->bytes);
+    pool_left(pool, entry->bytes);
+    warden_wake();
 }
 
 CUresult quota_settle_taken(enum hook_index hook, CUresult result,
                             const struct ledger_entry *entry) {
     if (result == CUDA_SUCCESS) {
-        remember(entry);
+        quota_remember(entry);
         return result;
     }
     quota_give(entry->bytes);
@@ -136,7 +149,7 @@ CUresult quota_settle_freed(enum hook_index hook, CUresult result, bool known,
     if (known && result == CUDA_SUCCESS)
         quota_give(entry->bytes);
     else if (known)
-        remember(entry);
+        quota_remember(entry);
     if (result != CUDA_SUCCESS)
         job_note_result(hook, result);
     return result;

@@ -21,6 +21,9 @@ void quota_give(uint64_t bytes);
 CUresult quota_settle_taken(enum hook_index hook, CUresult result,
                             const struct ledger_entry *entry);
 
+/* Notes what is held. What was noted under the same address or handle is gone. */
+void quota_remember(const struct ledger_entry *entry);
+
 /* Takes an entry out of the ledger before the driver is asked to free: afterwards another thread
  * may already have the same address. */
 bool quota_forget(enum ledger_kind kind, uint64_t key, struct ledger_entry *entry);
@@ -29,6 +32,9 @@ bool quota_forget(enum ledger_kind kind, uint64_t key, struct ledger_entry *entr
  * known was freed all the same. Returns `result`. */
 CUresult quota_settle_freed(enum hook_index hook, CUresult result, bool known,
                             const struct ledger_entry *entry);
+
+/* Gives the bytes of a LEDGER_POOLED or LEDGER_EXEC back to its pool. */
+void quota_pooled_gone(const struct ledger_entry *entry);
 
 /* The context that memory allocated now belongs to. */
 CUcontext quota_current_context(void);

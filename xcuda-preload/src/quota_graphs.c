@@ -14,7 +14,6 @@
 #include "launch.h"
 #include "quota.h"
 #include "quota_pools.h"
-#include "warden.h"
 
 /* Graphs are only searched once the program has made a node that allocates, or may have. */
 static _Atomic bool allocating;
@@ -70,9 +69,10 @@ static void allocate(struct needs *needs, CUgraphNode node) {
     needs->bytes += params.bytesize;
     if (needs->bytes > needs->most_bytes)
         needs->most_bytes = needs->bytes;
-    ledger_add(&needs->blocks, &(struct ledger_entry){.kind = LEDGER_POOLED,
-                                                      .key = params.dptr,
-                                                      .bytes = params.bytesize});
+    struct ledger_entry block = {
+        .kind = LEDGER_POOLED, .key = params.dptr, .bytes = params.bytesize};
+    struct ledger_entry replaced; /* as much as before: a node that frees names one block */
+    ledger_add(&needs->blocks, &block, &replaced);
 }
 
 static void release(struct needs *needs, CUgraphNode node) {
@@ -127,15 +127,23 @@ static bool wish_for(struct pool_wish *wish, CUgraph graph) {
     add_graph(&needs, graph);
     capture_restore(mode);
     ledger_clear(&needs.blocks);
-    return needs.most_bytes == 0 || pool_wish(wish, pool_of_graphs(needs.device), needs.most_bytes);
+    if (needs.most_bytes == 0)
+        return true;
+    int pool = pool_of_graphs(needs.device);
+    if (pool != POOL_UNKNOWN)
+        return pool_wish(wish, pool, needs.most_bytes);
+    *wish = (struct pool_wish){.pool = POOL_UNKNOWN, .bytes = needs.most_bytes};
+    return quota_take(wish->bytes);
 }
 
 static CUresult settle(enum hook_index hook, CUresult result, const CUgraphExec *made,
                        const struct pool_wish *wish) {
-    if (wish->pool < 0)
+    if (wish->pool == POOL_NONE)
         return result;
     if (result != CUDA_SUCCESS)
         job_note_result(hook, result);
+    if (wish->pool == POOL_UNKNOWN && result != CUDA_SUCCESS)
+        quota_give(wish->bytes);
     pool_settle(wish, result == CUDA_SUCCESS);
     if (result != CUDA_SUCCESS)
         return result;
@@ -143,8 +151,7 @@ static CUresult settle(enum hook_index hook, CUresult result, const CUgraphExec 
                                  .key = (uint64_t)(uintptr_t)*made,
                                  .bytes = wish->bytes,
                                  .object = (uint64_t)wish->pool};
-    ledger_add(quota_lock(), &entry);
-    quota_unlock();
+    quota_remember(&entry);
     return result;
 }
 
@@ -181,13 +188,10 @@ bool quota_graph_forget(CUgraphExec graph, struct ledger_entry *entry) {
 }
 
 CUresult quota_graph_settle_gone(CUresult result, bool known, const struct ledger_entry *entry) {
-    if (known && result == CUDA_SUCCESS) {
-        pool_left((int)entry->object, entry->bytes);
-        warden_wake();
-    } else if (known) {
-        ledger_add(quota_lock(), entry);
-        quota_unlock();
-    }
+    if (known && result == CUDA_SUCCESS)
+        quota_pooled_gone(entry);
+    else if (known)
+        quota_remember(entry);
     return result;
 }
 

@@ -16,6 +16,27 @@ static bool on_device(const CUmemAllocationProp *prop) {
                             prop->location.type == CU_MEM_LOCATION_TYPE_DEVICE_LOCALITY_DOMAIN);
 }
 
+/* One reference less. Returns the bytes that this frees. */
+static uint64_t drop(struct ledger *ledger, uint64_t object) {
+    struct ledger_entry *entry = ledger_find(ledger, LEDGER_OBJECT, object), gone;
+    if (entry == NULL || --entry->references > 0)
+        return 0;
+    return ledger_take(ledger, LEDGER_OBJECT, object, &gone) ? gone.bytes : 0;
+}
+
+/* A handle or mapping that was there under the same name has gone unseen. Returns the bytes that
+ * this frees. */
+static uint64_t note(struct ledger *ledger, const struct ledger_entry *entry) {
+    struct ledger_entry gone;
+    ledger_add(ledger, entry, &gone);
+    uint32_t references =
+        gone.kind == LEDGER_HANDLE ? gone.references : gone.kind != LEDGER_NOTHING;
+    uint64_t freed_bytes = 0;
+    while (references-- > 0)
+        freed_bytes += drop(ledger, gone.object);
+    return freed_bytes;
+}
+
 CUresult on_mem_create(enum hook_index hook, CUmemGenericAllocationHandle *handle, size_t bytes,
                        const CUmemAllocationProp *prop, unsigned long long flags) {
     if (!launch_gated() || !on_device(prop))
@@ -30,21 +51,15 @@ CUresult on_mem_create(enum hook_index hook, CUmemGenericAllocationHandle *handl
     }
     struct ledger *ledger = quota_lock();
     uint64_t object = next_object++;
-    ledger_add(ledger, &(struct ledger_entry){
-                           .kind = LEDGER_OBJECT, .key = object, .references = 1, .bytes = bytes});
-    ledger_add(ledger,
-               &(struct ledger_entry){
-                   .kind = LEDGER_HANDLE, .key = *handle, .references = 1, .object = object});
+    note(ledger, &(struct ledger_entry){
+                     .kind = LEDGER_OBJECT, .key = object, .references = 1, .bytes = bytes});
+    uint64_t freed_bytes =
+        note(ledger, &(struct ledger_entry){
+                         .kind = LEDGER_HANDLE, .key = *handle, .references = 1, .object = object});
     quota_unlock();
+    if (freed_bytes > 0)
+        quota_give(freed_bytes);
     return result;
-}
-
-/* One reference less. Returns the bytes that this frees. */
-static uint64_t drop(struct ledger *ledger, uint64_t object) {
-    struct ledger_entry *entry = ledger_find(ledger, LEDGER_OBJECT, object), gone;
-    if (entry == NULL || --entry->references > 0)
-        return 0;
-    return ledger_take(ledger, LEDGER_OBJECT, object, &gone) ? gone.bytes : 0;
 }
 
 static void add_reference(struct ledger *ledger, uint64_t object) {
@@ -74,9 +89,11 @@ CUresult on_mem_release(enum hook_index hook, CUmemGenericAllocationHandle handl
     ledger = quota_lock();
     if (result == CUDA_SUCCESS) {
         freed_bytes = drop(ledger, taken.object);
+    } else if ((entry = ledger_find(ledger, LEDGER_HANDLE, handle)) != NULL) {
+        entry->references++;
     } else {
-        taken.references++;
-        ledger_add(ledger, &taken);
+        taken.references = 1;
+        note(ledger, &taken);
     }
     quota_unlock();
     quota_give(freed_bytes);
@@ -100,9 +117,8 @@ static void add_handle(struct ledger *ledger, CUmemGenericAllocationHandle handl
     if (entry != NULL)
         entry->references++;
     else
-        ledger_add(ledger,
-                   &(struct ledger_entry){
-                       .kind = LEDGER_HANDLE, .key = handle, .references = 1, .object = object});
+        note(ledger, &(struct ledger_entry){
+                         .kind = LEDGER_HANDLE, .key = handle, .references = 1, .object = object});
     add_reference(ledger, object);
 }
 
@@ -143,19 +159,22 @@ CUresult on_mem_map(enum hook_index hook, CUdeviceptr address, size_t bytes, siz
     CUresult result = REAL_OF(hook, cuMemMap)(address, bytes, offset, handle, flags);
     if (!gated || result != CUDA_SUCCESS)
         return result;
+    uint64_t freed_bytes = 0;
     struct ledger *ledger = quota_lock();
     struct ledger_entry *entry = ledger_find(ledger, LEDGER_HANDLE, handle);
     if (entry != NULL) {
         uint64_t object = entry->object;
         add_reference(ledger, object);
         /* `references` of a mapping is its extent, in units of the granularity. */
-        ledger_add(ledger,
-                   &(struct ledger_entry){.kind = LEDGER_MAPPING,
-                                          .key = address,
-                                          .references = (uint32_t)(bytes / LEAST_GRANULARITY),
-                                          .object = object});
+        freed_bytes =
+            note(ledger, &(struct ledger_entry){.kind = LEDGER_MAPPING,
+                                                .key = address,
+                                                .references = (uint32_t)(bytes / LEAST_GRANULARITY),
+                                                .object = object});
     }
     quota_unlock();
+    if (freed_bytes > 0)
+        quota_give(freed_bytes);
     return result;
 }
 

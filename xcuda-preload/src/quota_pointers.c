@@ -7,7 +7,6 @@
 #include "quota.h"
 #include "quota_graphs.h"
 #include "quota_pools.h"
-#include "warden.h"
 
 static CUresult settle(enum hook_index hook, CUresult result, const CUdeviceptr *address,
                        uint64_t bytes, CUcontext context) {
@@ -74,8 +73,7 @@ static void remember(CUdeviceptr address, const struct pool_wish *wish) {
                                  .key = address,
                                  .bytes = wish->bytes,
                                  .object = (uint64_t)wish->pool};
-    ledger_add(quota_lock(), &entry);
-    quota_unlock();
+    quota_remember(&entry);
 }
 
 static CUresult settle_pooled(enum hook_index hook, CUresult result, CUdeviceptr *address,
@@ -152,8 +150,7 @@ static CUresult settle_freed(enum hook_index hook, CUresult result, bool known,
                              const struct ledger_entry *entry) {
     if (!known || entry->kind == LEDGER_POINTER || result != CUDA_SUCCESS)
         return quota_settle_freed(hook, result, known, entry);
-    pool_left((int)entry->object, entry->bytes);
-    warden_wake();
+    quota_pooled_gone(entry);
     return result;
 }
 
@@ -197,6 +194,7 @@ CUresult on_mem_pool_destroy(enum hook_index hook, CUmemoryPool handle) {
     int pool = pool_known(handle);
     pool_close(pool);
     CUresult result = REAL_OF(hook, cuMemPoolDestroy)(handle);
+    pool_current_changed(); /* somebody may have asked meanwhile */
     if (result == CUDA_SUCCESS)
         pool_gone(pool);
     else

@@ -264,7 +264,8 @@ static void the_ledger_is_that_of_a_plain_array(void) {
         if (held[key] == 0) {
             held[key] = (uint64_t)rand() + 1;
             struct ledger_entry entry = {.kind = kind, .key = key << 9, .bytes = held[key]};
-            CHECK(ledger_add(&ledger, &entry));
+            struct ledger_entry replaced;
+            CHECK(ledger_add(&ledger, &entry, &replaced) && replaced.kind == LEDGER_NOTHING);
         } else {
             struct ledger_entry taken;
             CHECK(ledger_take(&ledger, kind, key << 9, &taken) && taken.bytes == held[key]);
@@ -284,14 +285,42 @@ static void a_context_takes_its_memory_along(void) {
     struct ledger ledger = {.capacity = 0};
     for (uint64_t key = 1; key <= 3000; key++) {
         struct ledger_entry entry = {.kind = LEDGER_POINTER, .key = key << 21, .bytes = 10};
+        struct ledger_entry replaced;
         entry.context = (CUcontext)(uintptr_t)(key % 3 + 1);
-        CHECK(ledger_add(&ledger, &entry));
+        CHECK(ledger_add(&ledger, &entry, &replaced));
     }
     CHECK(ledger_take_context(&ledger, (CUcontext)1) == 10000);
     CHECK(ledger_take_context(&ledger, (CUcontext)1) == 0);
     CHECK(ledger.count == 2000);
     for (uint64_t key = 1; key <= 3000; key++)
         CHECK((ledger_find(&ledger, LEDGER_POINTER, key << 21) == NULL) == (key % 3 == 0));
+    ledger_clear(&ledger);
+}
+
+static void what_was_under_the_same_address_is_told(void) {
+    struct ledger ledger = {.capacity = 0};
+    struct ledger_entry entry = {.kind = LEDGER_POINTER, .key = 512, .bytes = 10}, replaced;
+    CHECK(ledger_add(&ledger, &entry, &replaced) && replaced.kind == LEDGER_NOTHING);
+    entry.bytes = 20;
+    CHECK(ledger_add(&ledger, &entry, &replaced) && replaced.bytes == 10 && ledger.count == 1);
+    entry.kind = LEDGER_ARRAY;
+    CHECK(ledger_add(&ledger, &entry, &replaced) && replaced.kind == LEDGER_NOTHING);
+    ledger_clear(&ledger);
+}
+
+static void what_lies_in_pools_goes_and_the_rest_stays(void) {
+    struct ledger ledger = {.capacity = 0};
+    for (uint64_t key = 1; key <= 3000; key++) {
+        const enum ledger_kind kinds[] = {LEDGER_POINTER, LEDGER_POOLED, LEDGER_EXEC};
+        struct ledger_entry entry = {.kind = kinds[key % 3], .key = key << 9, .bytes = 10};
+        struct ledger_entry replaced;
+        entry.object = key % 2;
+        CHECK(ledger_add(&ledger, &entry, &replaced));
+    }
+    CHECK(ledger_take_pooled(&ledger, 1) == 10000);
+    CHECK(ledger.count == 1000);
+    for (uint64_t key = 3; key <= 3000; key += 3)
+        CHECK(ledger_find(&ledger, LEDGER_POINTER, key << 9) != NULL);
     ledger_clear(&ledger);
 }
 
@@ -332,6 +361,8 @@ int main(void) {
     inflation_is_that_of_the_last_tenth_of_a_second();
     long_work_counts_for_more();
     the_ledger_is_that_of_a_plain_array();
+    what_was_under_the_same_address_is_told();
+    what_lies_in_pools_goes_and_the_rest_stays();
     a_context_takes_its_memory_along();
     return 0;
 }
