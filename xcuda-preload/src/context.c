@@ -55,6 +55,10 @@ bool context_several(void) {
     return known > 1;
 }
 
+bool context_any(void) {
+    return known > 0;
+}
+
 CUevent context_take_event(struct context *context) {
     if (context->spares > 0)
         return context->spare[--context->spares];

@@ -33,6 +33,9 @@ void context_forget_all(void);
 /* Whether the current context must be asked for, since there are several. */
 bool context_several(void);
 
+/* Whether there is any. */
+bool context_any(void);
+
 /* An event of this context, which is current; NULL if the driver gives none. */
 CUevent context_take_event(struct context *context);
 

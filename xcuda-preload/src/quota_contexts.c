@@ -10,6 +10,7 @@
 #include "job.h"
 #include "launch.h"
 #include "quota.h"
+#include "quota_pools.h"
 
 /* What a context is taken to cost when job control does not say and there is no other context
  * through which the driver could be asked before and after. */
@@ -116,13 +117,17 @@ static void abandon_in(struct lane *lane, void *context) {
     }
 }
 
-static void leave(CUcontext context) {
+/* Returns whether another one is left. */
+static bool leave(CUcontext context) {
     lane_each(abandon_in, context, true);
     account_lock();
     context_forget(context);
     if (!context_several())
         atomic_fetch_and(&attention, ~(uint32_t)ATTENTION_CONTEXTS);
+    bool others = context_any();
     account_unlock();
+    pool_current_changed(); /* the one that is left may be another device's */
+    return others;
 }
 
 CUresult on_ctx_destroy(enum hook_index hook, CUcontext context) {
@@ -196,8 +201,10 @@ CUresult on_primary_ctx_release(enum hook_index hook, CUdevice device) {
     primary[device] = NULL;
     pthread_mutex_unlock(&lock);
     if (gone != NULL) {
-        leave(gone);
+        bool others = leave(gone);
         quota_context_gone(gone);
+        if (!others)
+            pool_contexts_gone(device);
     }
     return result;
 }

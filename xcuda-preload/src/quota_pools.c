@@ -5,13 +5,19 @@
 #include <string.h>
 
 #include "capture.h"
+#include "clock.h"
 #include "driver.h"
 #include "gate.h"
 #include "job.h"
 #include "quota.h"
+#include "warden.h"
 
 /* What a pool gives out is a multiple of this. */
 #define UNIT_BYTES UINT64_C(512)
+
+/* Whoever asks about a pool has the answer at once, unless the thread was cancelled meanwhile. */
+#define ASKING_PATIENCE_NS INT64_C(1000000000)
+#define ASKING_DOZE_NS     INT64_C(50000)
 
 /* What the driver says, and what was known before it was asked. */
 struct reading {
@@ -34,6 +40,7 @@ struct pool {
     uint64_t left_bytes;     /* all that was ever freed */
     uint64_t look;           /* number of the look that told: */
     struct reading seen;
+    unsigned asked; /* threads that ask the driver; of the place, not of the pool */
 };
 
 enum { POOLS = 256 };
@@ -43,7 +50,8 @@ static struct pool pools[POOLS];
 static int known; /* no record lies behind */
 static uint64_t looks;
 
-static _Atomic int current = POOL_UNKNOWN; /* of the only context's device */
+/* Of the only context's device: its record, and in the upper half how often it may have changed. */
+static _Atomic uint64_t current = (uint32_t)POOL_UNKNOWN;
 
 /* ---- records -----------------------------------------------------------------------------------
  */
@@ -64,10 +72,15 @@ static int add(struct pool pool) {
         place++;
     if (place == POOLS)
         return POOL_UNKNOWN;
+    pool.asked = pools[place].asked;
     pools[place] = pool;
     if (place >= known)
         known = place + 1;
     return place;
+}
+
+static void clear(struct pool *pool) {
+    *pool = (struct pool){.state = POOL_FREE, .asked = pool->asked};
 }
 
 static int visible(int pool) {
@@ -130,7 +143,8 @@ static bool device_of(CUstream stream, CUdevice *device) {
 }
 
 int pool_of_stream(CUstream stream) {
-    int pool = atomic_load_explicit(&current, memory_order_relaxed);
+    uint64_t before = atomic_load_explicit(&current, memory_order_relaxed);
+    int pool = (int)(uint32_t)before;
     if (pool != POOL_UNKNOWN && !several_contexts())
         return pool;
     CUdevice device;
@@ -140,12 +154,16 @@ int pool_of_stream(CUstream stream) {
         device_of(stream, &device) && driver.device_get_pool(&handle, device) == CUDA_SUCCESS;
     capture_restore(mode);
     pool = told ? pool_of(handle) : POOL_UNKNOWN;
-    atomic_store_explicit(&current, pool, memory_order_relaxed);
+    if (!several_contexts()) /* and if it has not changed since the driver was asked */
+        atomic_compare_exchange_strong(&current, &before, before >> 32 << 32 | (uint32_t)pool);
     return pool;
 }
 
 void pool_current_changed(void) {
-    atomic_store_explicit(&current, POOL_UNKNOWN, memory_order_relaxed);
+    uint64_t before = atomic_load(&current), after;
+    do
+        after = ((before >> 32) + 1) << 32 | (uint32_t)POOL_UNKNOWN;
+    while (!atomic_compare_exchange_weak(&current, &before, after));
 }
 
 /* ---- looking -----------------------------------------------------------------------------------
@@ -207,14 +225,17 @@ static void look(int index, uint64_t promised_bytes) {
     struct pool *pool = &pools[index];
     struct pool seen = *pool;
     uint64_t number = ++looks;
+    bool asks = pool->state == POOL_HANDLE || pool->state == POOL_GRAPHS;
     pool->changed = false;
+    pool->asked += asks;
     quota_unlock();
 
     struct reading told = {.own_bytes = minus(seen.used_bytes, seen.coming_bytes),
                            .left_bytes = seen.left_bytes};
-    bool answered = (seen.state == POOL_HANDLE || seen.state == POOL_GRAPHS) && ask(&seen, &told);
+    bool answered = asks && ask(&seen, &told);
 
     quota_lock();
+    pool->asked -= asks;
     uint64_t settled_bytes =
         promised_bytes < pool->promised_bytes ? promised_bytes : pool->promised_bytes;
     bool same = pool->state == seen.state && pool->handle == seen.handle;
@@ -231,7 +252,7 @@ static void look(int index, uint64_t promised_bytes) {
         }
         take_over(pool, &pool->seen);
         if (!answered && pool->state == POOL_HANDLE && total(pool) == 0)
-            *pool = (struct pool){.state = POOL_FREE}; /* it never was a pool */
+            clear(pool); /* it never was a pool */
     }
     quota_unlock();
 }
@@ -361,7 +382,7 @@ static void give_up(struct pool *pool) {
     quota_replace(pool->charged_bytes, pool->used_bytes);
     pool->charged_bytes = pool->used_bytes;
     if (pool->used_bytes == 0)
-        *pool = (struct pool){.state = POOL_FREE};
+        clear(pool);
 }
 
 void pool_left(int index, uint64_t bytes) {
@@ -385,7 +406,7 @@ void pool_gone(int index) {
     quota_lock();
     struct pool *pool = &pools[index];
     if (pool->state == POOL_EXCUSED)
-        *pool = (struct pool){.state = POOL_FREE};
+        clear(pool);
     if (pool->state == POOL_CLOSED) {
         pool->state = POOL_GONE;
         give_up(pool);
@@ -393,6 +414,15 @@ void pool_gone(int index) {
     quota_unlock();
 }
 
+static bool is_asked(const struct pool *pool) {
+    quota_lock();
+    bool asked = pool->asked > 0;
+    quota_unlock();
+    return asked;
+}
+
+/* The driver may not be asked about a pool that is no more: from here on nobody begins to, and who
+ * has begun is waited for. */
 void pool_close(int index) {
     if (index < 0)
         return;
@@ -402,6 +432,9 @@ void pool_close(int index) {
     if (pool->state == POOL_HANDLE)
         pool->state = POOL_CLOSED;
     quota_unlock();
+    int64_t until_ns = clock_now_ns() + ASKING_PATIENCE_NS;
+    while (is_asked(pool) && clock_now_ns() < until_ns)
+        clock_doze(ASKING_DOZE_NS);
 }
 
 void pool_reopen(int index, CUmemoryPool handle) {
@@ -414,6 +447,40 @@ void pool_reopen(int index, CUmemoryPool handle) {
         pool->state = POOL_HANDLE;
     pool->changed = true;
     quota_unlock();
+}
+
+struct dropped {
+    bool pools, graphs;
+};
+
+static struct dropped drop_all(void) {
+    struct dropped dropped = {false, false};
+    struct ledger *ledger = quota_lock();
+    uint64_t bytes = ledger_take_pooled(ledger, (uint64_t)POOL_UNKNOWN);
+    for (int i = 0; i < known; i++) {
+        if (pools[i].state == POOL_FREE || pools[i].state == POOL_EXCUSED)
+            continue;
+        dropped.pools |= pools[i].state != POOL_GRAPHS;
+        dropped.graphs |= pools[i].state == POOL_GRAPHS;
+        bytes += total(&pools[i]);
+        clear(&pools[i]);
+    }
+    quota_replace(bytes, 0);
+    quota_unlock();
+    return dropped;
+}
+
+/* What the device's own pool and its graphs still have of it, the driver tells. Of a pool that the
+ * program made, nobody knows whether it is still there: it counts again once it is used again. */
+void pool_contexts_gone(CUdevice device) {
+    struct dropped dropped = drop_all();
+    pool_current_changed();
+    CUmemoryPool handle = NULL;
+    if (dropped.pools && driver.device_get_pool(&handle, device) == CUDA_SUCCESS)
+        pool_look(pool_of(handle));
+    if (dropped.graphs)
+        pool_look(pool_of_graphs(device));
+    warden_wake();
 }
 
 void pool_forget_all(void) {

@@ -57,6 +57,9 @@ void pool_close(int pool);
 void pool_gone(int pool);
 void pool_reopen(int pool, CUmemoryPool handle);
 
+/* The process has no context left, the last one having been the device's primary. */
+void pool_contexts_gone(CUdevice device);
+
 void pool_forget_all(void);
 
 #endif

@@ -132,6 +132,29 @@ print(result_of("cuMemPoolDestroy", pool))
     assert told.split() == ["200", "400", "0", "700", "0", "1"]
 
 
+def test_a_pool_goes_with_the_last_context_and_counts_again_once_it_is_used_again(job: GpuNode) -> None:
+    """The simulated driver keeps pools; that of the device is known to be there, the program's own may be gone."""
+    told = job.output_of(
+        _BEGIN
+        + """
+pool = new_pool(keep=1 << 40)
+kept, own = take(100 * MIB)[1], take(300 * MIB, pool)[1]
+second = c_void_p()
+call("cuDevicePrimaryCtxRetain", byref(second), 0)
+call("cuDevicePrimaryCtxRelease_v2", 0)
+print(left())
+call("cuDevicePrimaryCtxReset_v2", 0)
+begin()
+where = stream()
+print(left())
+give(kept, where)
+wait()
+print(left(), take(50 * MIB, pool, where)[0], left())
+"""
+    )
+    assert told.split() == ["300", "600", "700", "0", "350"]
+
+
 def test_the_devices_current_pool_may_be_another_one(job: GpuNode) -> None:
     told = job.output_of(
         _BEGIN

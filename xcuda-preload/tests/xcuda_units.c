@@ -1,15 +1,22 @@
 /* The parts of the library that only compute: what was covered, what may be spent, what is
- * expected, what is held. Says nothing and ends with 0 if all is right. */
+ * expected, what is held; and whom pools wait for. Says nothing and ends with 0 if all is right. */
 #include <dlfcn.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "budget.h"
+#include "driver.h"
 #include "estimate.h"
+#include "gate.h"
 #include "inflation.h"
 #include "ledger.h"
 #include "libc.h"
+#include "quota_pools.h"
 #include "timeline.h"
 #include "work.h"
 
@@ -324,6 +331,80 @@ static void what_lies_in_pools_goes_and_the_rest_stays(void) {
     ledger_clear(&ledger);
 }
 
+/* ---- pools -------------------------------------------------------------------------------------
+ */
+
+static sem_t being_asked;
+static atomic_bool closed;
+
+static CUresult answer_late(CUmemoryPool pool, int attribute, void *value) {
+    (void)pool, (void)attribute;
+    sem_post(&being_asked);
+    nanosleep(&(struct timespec){0, 5 * MS}, NULL); /* long enough for who does not wait */
+    CHECK(!atomic_load(&closed));
+    *(uint64_t *)value = 0;
+    return CUDA_SUCCESS;
+}
+
+static void *look_at(void *pool) {
+    pool_look(*(int *)pool);
+    return NULL;
+}
+
+static CUresult some_mode(int *mode) {
+    *mode = 0;
+    return CUDA_SUCCESS;
+}
+
+static void a_pool_is_closed_once_nobody_asks_about_it(void) {
+    CUmemoryPool handle = (CUmemoryPool)1;
+    pthread_t thread;
+    gate_start();
+    driver.exchange_capture_mode = some_mode;
+    driver.pool_get = answer_late;
+    sem_init(&being_asked, 0, 0);
+    int pool = pool_of(handle);
+    pthread_create(&thread, NULL, look_at, &pool);
+    sem_wait(&being_asked);
+    pool_close(pool);
+    atomic_store(&closed, true);
+    pthread_join(thread, NULL);
+    pool_look(pool); /* asks nobody */
+    pool_gone(pool);
+}
+
+static CUmemoryPool told;
+static bool changes;
+
+static CUresult tell_pool(CUmemoryPool *pool, CUdevice device) {
+    (void)device;
+    *pool = told;
+    if (changes)
+        pool_current_changed();
+    return CUDA_SUCCESS;
+}
+
+static CUresult tell_device(CUdevice *device) {
+    *device = 0;
+    return CUDA_SUCCESS;
+}
+
+static void a_current_pool_that_changed_meanwhile_is_asked_for_again(void) {
+    driver.ctx_get_device = tell_device;
+    driver.device_get_pool = tell_pool;
+    told = (CUmemoryPool)2;
+    changes = true;
+    int first = pool_of_stream(NULL);
+    told = (CUmemoryPool)3;
+    changes = false;
+    int second = pool_of_stream(NULL);
+    CHECK(first >= 0 && second >= 0 && second != first);
+    told = (CUmemoryPool)4;
+    CHECK(pool_of_stream(NULL) == second);
+    pool_current_changed();
+    CHECK(pool_of_stream(NULL) != second);
+}
+
 /* ---- the C library -----------------------------------------------------------------------------
  */
 
@@ -363,6 +444,8 @@ int main(void) {
     the_ledger_is_that_of_a_plain_array();
     what_was_under_the_same_address_is_told();
     what_lies_in_pools_goes_and_the_rest_stays();
+    a_pool_is_closed_once_nobody_asks_about_it();
+    a_current_pool_that_changed_meanwhile_is_asked_for_again();
     a_context_takes_its_memory_along();
     return 0;
 }
