@@ -1,5 +1,6 @@
 #include "life.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -16,6 +17,7 @@
 #include "launch.h"
 #include "log.h"
 #include "nvml.h"
+#include "pages.h"
 #include "passage.h"
 #include "quota.h"
 #include "settings.h"
@@ -23,6 +25,7 @@
 #include "warden.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* outermost */
+static pthread_once_t arrival = PTHREAD_ONCE_INIT;
 static bool registered;
 static bool begun; /* there is something to forget in a child */
 
@@ -89,6 +92,19 @@ static void start_beacon(void) {
     cancel_restore(cancel);
 }
 
+/* The process is the same after exec, and so is its slot, with all that the program before had. */
+static void arrive(void) {
+    int before = errno;
+    if (settings()->mode == MODE_OFFLINE)
+        mux_job_end_former(settings()->job_dir);
+    errno = before;
+}
+
+/* The program may never use CUDA, or another library's constructor may use it before this one. */
+__attribute__((constructor)) static void arrive_early(void) {
+    pthread_once(&arrival, arrive);
+}
+
 bool life_start(void) {
     if (atomic_load_explicit(&attention, memory_order_acquire) & ATTENTION_BEACON)
         return false;
@@ -109,6 +125,7 @@ bool life_start(void) {
     if (atomic_load(&attention) & ATTENTION_START) {
         begin();
         gate_start();
+        pthread_once(&arrival, arrive);
         job_claim();
         warden_start();
         stop_start();

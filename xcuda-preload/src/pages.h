@@ -291,6 +291,10 @@ struct mux_job {
  * belongs to a live process, or EPERM or ENOSYS where a sandbox forbids process_vm_writev. */
 int mux_job_claim(struct mux_job *job, const char *job_dir);
 
+/* Ends what this process said as another program, before exec: the memory of that one is free, and
+ * nothing is in flight. To be called before this one claims a slot. */
+void mux_job_end_former(const char *job_dir);
+
 /* Writes everything of `counters` but the owner into the slot. Returns 0; ESTALE when the slot is
  * no longer this process's, EFAULT when the page has been truncated or unmapped. */
 int mux_job_publish(const struct mux_job *job, const struct mux_process_slot *counters);

@@ -88,14 +88,15 @@ static int claim_slot(struct mux_job *job, int fd, unsigned slot) {
     return error;
 }
 
-/* The slots that are free by the look of it come first: asking /proc about each owner is slow. */
+/* Those of the process itself come first, then those that are free by the look of it: asking /proc
+ * about each owner is slow. */
 static int claim_any(struct mux_job *job, int fd) {
     struct mux_process_slot slots[MUX_JOB_SLOTS];
     int error = mux_job_read(job, slots);
-    for (int pass = 0; !error && pass < 2; pass++) {
+    for (int pass = 0; !error && pass < 3; pass++) {
         for (unsigned slot = 0; slot < MUX_JOB_SLOTS; slot++) {
-            bool free = slots[slot].owner == 0 || slots[slot].owner == job->owner;
-            if (free != (pass == 0))
+            int turn = slots[slot].owner == job->owner ? 0 : slots[slot].owner == 0 ? 1 : 2;
+            if (turn != pass)
                 continue;
             int outcome = claim_slot(job, fd, slot);
             if (outcome != EAGAIN)
@@ -143,6 +144,44 @@ void mux_job_release(struct mux_job *job) {
     job->address = NULL;
     job->owner = 0;
     job->slot = MUX_JOB_SLOTS;
+}
+
+/* ---- exec --------------------------------------------------------------------------------------
+ */
+
+/* All that a program which is no more could still have said. */
+static void end(int fd, unsigned slot, struct mux_process_slot *said) {
+    size_t from = offsetof(struct mux_process_slot, memory_bytes);
+    size_t bytes = offsetof(struct mux_process_slot, gate_epoch) - from;
+    if (said->memory_bytes == 0 && said->inflight == 0 && said->drained)
+        return;
+    said->memory_bytes = said->inflight_ns = 0;
+    said->inflight = 0;
+    said->drained = 1;
+    ssize_t done =
+        pwrite(fd, (const uint8_t *)said + from, bytes, (off_t)(slot_offset(slot) + from));
+    (void)done; /* a full file system does not matter to a page that is there */
+}
+
+void mux_job_end_former(const char *job_dir) {
+    struct mux_process_slot slots[MUX_JOB_SLOTS];
+    char path[PATH_MAX];
+    if (mux_page_path(path, job_dir, "job") != 0)
+        return;
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return;
+    bool whole = mux_page_check(fd, MUX_PAGE_JOB) == 0 &&
+                 pread(fd, slots, sizeof slots, (off_t)slot_offset(0)) == (ssize_t)sizeof slots;
+    uint64_t own = 0; /* looked up only if there may be something */
+    for (unsigned i = 0; whole && i < MUX_JOB_SLOTS; i++) {
+        if ((pid_t)(uint32_t)slots[i].owner != getpid())
+            continue;
+        own = own != 0 ? own : mux_owner_of(getpid());
+        if (slots[i].owner == own)
+            end(fd, i, &slots[i]);
+    }
+    close(fd);
 }
 
 /* ---- publishing --------------------------------------------------------------------------------

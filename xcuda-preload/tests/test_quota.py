@@ -232,6 +232,23 @@ def test_a_child_that_is_forked_before_cuda_is_used_counts_for_itself(job: GpuNo
     assert told.split() == ["2", "0"]
 
 
+def test_a_program_that_becomes_another_one_leaves_nothing_charged(job: GpuNode) -> None:
+    process = job.python(_BEGIN + "allocate(50 * MIB); say('held'); input(); os.execv('/bin/sleep', ['sleep', '60'])")
+    assert job.hear(process) == "held"
+    job.slot_that(process.pid, lambda slot: slot.memory_bytes == 350 * _MIB)
+    job.tell(process)
+    job.slot_that(process.pid, lambda slot: slot.memory_bytes == 0 and slot.drained)
+    assert job.output_of(_BEGIN + "allocate(700 * MIB); print('fits')").split() == ["fits"]
+
+
+def test_a_program_that_becomes_itself_again_is_charged_once(job: GpuNode) -> None:
+    again = "if 'again' not in os.environ: os.execve(sys.executable, sys.orig_argv, {**os.environ, 'again': ''})"
+    process = job.python(_BEGIN + "allocate(50 * MIB)\n" + again + "\nsay('held'); input()")
+    assert job.hear(process) == "held"
+    job.slot_that(process.pid, lambda slot: slot.memory_bytes == 350 * _MIB and not slot.drained)
+    assert [slot.pid for slot in job.usage().processes] == [process.pid]
+
+
 def test_what_was_refused_and_what_is_held_is_told_in_the_job_page(job: GpuNode) -> None:
     process = job.python(
         _BEGIN + "pointer('cuMemAlloc_v2', c_size_t(900 * MIB)); allocate(50 * MIB); say('held'); input()"
