@@ -88,7 +88,7 @@ _COMMANDS = {
     "another setuid program": ["mount", "--version"],
     "dd": ["sh", "-c", "dd if=/dev/zero bs=1000 count=9 status=none | wc -c"],
     "od and cut": ["sh", "-c", "printf abc | od -An -tx1 | cut -c2-3"],
-    "diff and patch": ["bash", "-c", "diff <(seq 5) <(seq 6); diff <(seq 5) <(seq 6) | patch -o - <(seq 5)"],
+    "diff and patch": ["bash", "-c", "t=$(mktemp); seq 5 > $t; diff $t <(seq 6) | patch -s -o - $t; rm $t"],
     "jq": ["sh", "-c", "echo '[1,{}]' | jq -c '.[0] + 1'"],
     "bc": ["sh", "-c", "echo '2^64' | bc"],
     "curl": ["curl", "-s", "file:///etc/hostname"],
