@@ -107,6 +107,25 @@ print(left(), make(701)[0], make(400, 300)[0])
     assert told.split() == ["0", "300", "300", "2", "300", "700", "2", "0"]
 
 
+def test_a_graph_counts_beside_more_pools_than_are_kept_count_of(job: GpuNode) -> None:
+    told = job.output_of(
+        _BEGIN
+        + """
+pool_properties = (c_uint64 * 11)(1, 1)
+for _ in range(300):
+    pool, address = c_void_p(), c_uint64()
+    call("cuMemPoolCreate", byref(pool), byref(pool_properties))
+    call("cuMemAllocFromPoolAsync", byref(address), c_size_t(MIB), pool, where)
+print(left(), instantiate(added(401))[0])
+result, executable = instantiate(added(300))
+print(result, left(), instantiate(added(200))[0])
+call("cuGraphExecDestroy", executable)
+print(left())
+"""
+    )
+    assert told.split() == ["400", "2", "0", "100", "2", "400"]
+
+
 def test_memory_that_graphs_left_behind_is_used_again_without_being_charged_again(job: GpuNode) -> None:
     told = job.output_of(
         _BEGIN
