@@ -20,7 +20,7 @@ spin, wait_for, set_word = functions("spin", "wait_for", "set")
 one, other = stream(), stream()
 HALF = 1 << 20
 words = allocate(2 * HALF)
-call("cuMemsetD8_v2", c_uint64(words), c_uint(0), c_size_t(2 * HALF))
+call("cuMemcpyHtoD_v2", c_uint64(words), bytes(2 * HALF), c_size_t(2 * HALF))
 
 def synchronize(where):
     call("cuStreamSynchronize", where)
