@@ -141,11 +141,13 @@ def test_whatever_a_process_has_made_of_its_environment_it_is_held_and_within_th
     assert sorted(output.splitlines()) == ["0 0", "0 0", "2 0", "2 0"]
 
 
+_SETUID = 'cp "$1" /run/program; chmod u+s /run/program; shift; exec setpriv --reuid=65534 /run/program "$@"'
+
+
 def test_a_setuid_program_of_a_container_is_gated(container: Container, programs: Path) -> None:
     if shutil.which("setpriv") is None:
         pytest.skip("there is no setpriv here")
-    setuid = 'cp "$1" /run/program; chmod u+s /run/program; shift; exec setpriv --reuid=65534 /run/program "$@"'
-    ways = container.ways(programs, "sh", "-c", setuid, "sh")
+    ways = container.ways(programs, "sh", "-c", _SETUID, "sh")
     assert (ways["handle"], ways["not hooked"]) == (_HOOK, "libcuda.so.1:cuInit")
 
 
@@ -160,3 +162,11 @@ def test_on_a_host_the_library_in_that_file_leaves_programs_alone(
 def test_on_a_host_the_environment_decides(bare_node: Node, container: Container, programs: Path) -> None:
     told = [f"{name}={value}" for name, value in bare_node.pages().items()]
     assert container.ways(programs, "env", *told, job=False)["handle"] == _HOOK
+
+
+def test_on_a_host_a_setuid_program_obeys_no_variable(bare_node: Node, container: Container, programs: Path) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("there is no setpriv here")
+    told = [f"{name}={value}" for name, value in bare_node.pages().items()]
+    ways = container.ways(programs, "env", *told, "XCUDA_MODE=offline", "sh", "-c", _SETUID, "sh", job=False)
+    assert ways["handle"] == _DRIVER
