@@ -54,6 +54,8 @@ static void claim(void) {
     int error = mux_job_claim(&page, settings()->job_dir);
     if (error != claim_error && error != 0)
         log_line("no slot in the job page (%s): this process is not seen", strerror(error));
+    if (error != claim_error && error == 0 && page.copy_error != 0)
+        log_line("the job page is opened for each look (%s)", strerror(page.copy_error));
     claim_error = error;
     if (error == 0 && slot.memory_bytes > 0)
         mux_job_charge(&page, 0, slot.memory_bytes, 0);

@@ -284,11 +284,12 @@ struct mux_job {
     uint8_t *address; /* where the page is mapped: for the kernel's eyes only */
     unsigned slot;
     uint64_t owner; /* 0: no slot */
+    int copy_error; /* why the file is opened for each look and change; 0: it is not */
     char path[PATH_MAX];
 };
 
 /* Maps the page and claims a slot. Returns 0, an errno as mux_mapping_open, ENOSPC when every slot
- * belongs to a live process, or EPERM or ENOSYS where a sandbox forbids process_vm_writev. */
+ * belongs to a live process, or EPERM or ENOSYS where a sandbox forbids process_vm_writev alone. */
 int mux_job_claim(struct mux_job *job, const char *job_dir);
 
 /* Ends what this process said as another program, before exec: the memory of that one is free, and

@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -32,12 +33,44 @@ static size_t slot_offset(unsigned slot) {
 typedef ssize_t transfer(pid_t, const struct iovec *, unsigned long, const struct iovec *,
                          unsigned long, unsigned long);
 
-static int copy(transfer *call, const struct mux_job *job, size_t offset, void *own, size_t bytes) {
+static ssize_t copy_self(transfer *call, const struct mux_job *job, size_t offset, void *own,
+                         size_t bytes) {
     struct iovec here = {own, bytes};
     struct iovec page = {job->address + offset, bytes};
-    int before = errno;
     pid_t self = (pid_t)syscall(SYS_gettid); /* the first thread may have ended */
-    ssize_t done = call(self, &here, 1, &page, 1, 0);
+    return call(self, &here, 1, &page, 1, 0);
+}
+
+/* A write beyond the limit would be answered with a signal. */
+static bool may_write(void) {
+    struct rlimit limit;
+    return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur >= MUX_JOB_PAGE_BYTES;
+}
+
+/* Where a sandbox forbids to copy. */
+static ssize_t copy_by_file(transfer *call, const struct mux_job *job, size_t offset, void *own,
+                            size_t bytes) {
+    bool out = call == process_vm_readv;
+    if (!out && !may_write()) {
+        errno = EFBIG;
+        return -1;
+    }
+    int flags = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
+    int fd = open(job->path, flags | (out ? O_RDONLY : O_RDWR));
+    if (fd < 0)
+        return -1;
+    ssize_t done =
+        out ? pread(fd, own, bytes, (off_t)offset) : pwrite(fd, own, bytes, (off_t)offset);
+    int error = errno;
+    close(fd);
+    errno = error;
+    return done;
+}
+
+static int copy(transfer *call, const struct mux_job *job, size_t offset, void *own, size_t bytes) {
+    int before = errno;
+    ssize_t done = job->copy_error == 0 ? copy_self(call, job, offset, own, bytes)
+                                        : copy_by_file(call, job, offset, own, bytes);
     int error = done == (ssize_t)bytes ? 0 : done >= 0 ? EFAULT : errno;
     errno = before;
     return error;
@@ -49,6 +82,14 @@ static int copy_out(const struct mux_job *job, size_t offset, void *own, size_t 
 
 static int copy_in(const struct mux_job *job, size_t offset, const void *own, size_t bytes) {
     return copy(process_vm_writev, job, offset, (void *)own, bytes);
+}
+
+/* Why the page has to be read and written by its file; 0: it has not. */
+static int try_to_copy(const struct mux_job *job) {
+    uint64_t owner;
+    if (copy_self(process_vm_readv, job, slot_offset(0), &owner, OWNER_BYTES) >= 0)
+        return 0;
+    return errno == EPERM || errno == ENOSYS ? errno : 0;
 }
 
 /* ---- claiming ----------------------------------------------------------------------------------
@@ -121,6 +162,7 @@ int mux_job_claim(struct mux_job *job, const char *job_dir) {
         job->address = error ? NULL : at;
     }
     if (!error) {
+        job->copy_error = try_to_copy(job);
         job->owner = mux_owner_of(getpid());
         error = job->owner ? claim_any(job, fd) : ESRCH;
     }

@@ -8,13 +8,10 @@
  *   pages_beacon garbage DIR   what lies beside them, and pages that are cut
  */
 #include <dirent.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/file.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 
 #include "pages_testing.h"
 
@@ -530,19 +527,6 @@ static void threads_see_pages_when_the_first_one_has_ended(const char *dir) {
     expect_success(child, "a process without its first thread goes on to its end");
     mux_beacon_end(&online);
     mux_beacon_forget(&online);
-}
-
-/* Not everywhere, as under an emulator. */
-static bool forbid(unsigned call) {
-    struct sock_filter filter[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
-    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
 static void read_in_a_sandbox(const char *dir) {

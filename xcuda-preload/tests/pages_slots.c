@@ -8,6 +8,7 @@
  */
 #include <pthread.h>
 #include <sched.h>
+#include <sys/resource.h>
 
 #include "pages_testing.h"
 
@@ -153,6 +154,31 @@ static void a_process_keeps_its_slot_when_its_first_thread_has_ended(const char 
     if (child == 0)
         live_without_leader(use_without_leader);
     expect_success(child, "a process without its first thread goes on to its end");
+}
+
+static void use_in_a_sandbox(const char *dir) {
+    if (!forbid(SYS_process_vm_readv) || !forbid(SYS_process_vm_writev))
+        return;
+    struct mux_job job = claimed(dir);
+    struct mux_process_slot slots[MUX_JOB_SLOTS], counters = {.launches = 7};
+    expect(job.copy_error == EPERM && mux_job_publish(&job, &counters) == 0 &&
+               mux_job_read(&job, slots) == 0 && slots[job.slot].launches == 7,
+           "a slot is written and read by its file");
+    struct rlimit none = {0, 0};
+    expect(setrlimit(RLIMIT_FSIZE, &none) == 0 && mux_job_publish(&job, &counters) == EFBIG,
+           "a limit to what may be written is no signal");
+    expect(truncate(job.path, 0) == 0 && mux_job_publish(&job, &counters) == EFAULT,
+           "nor is a page that is cut");
+}
+
+static void slots_are_used_where_a_sandbox_forbids_to_copy(const char *dir) {
+    make_job_page(dir);
+    pid_t child = fork_child();
+    if (child == 0) {
+        use_in_a_sandbox(dir);
+        _exit(0);
+    }
+    expect_success(child, "a process in a sandbox goes on to its end");
 }
 
 static void owners(void) {
@@ -332,6 +358,7 @@ int main(int argc, char **argv) {
     else if (strcmp(argv[1], "owners") == 0) {
         owners();
         a_process_keeps_its_slot_when_its_first_thread_has_ended(argv[2]);
+        slots_are_used_where_a_sandbox_forbids_to_copy(argv[2]);
     } else if (strcmp(argv[1], "quota") == 0)
         quota(argv[2]);
     else if (strcmp(argv[1], "truncated") == 0)
