@@ -134,6 +134,17 @@ def test_a_process_of_a_job_without_a_slot_is_not_held_unless_nobody_can_tell() 
     assert held(usage(*full), parent) == [True]
 
 
+def test_a_process_whose_slot_has_the_name_of_its_own_pid_namespace_is_held() -> None:
+    us = os.getpid()
+    name = owner_of(us) >> 32 << 32 | 1
+    inner = msgspec.structs.replace(resident(us), within=frozenset({name}))
+    within = msgspec.structs.replace(slot(1, 0), owner=name)
+    seems_ended = OfflineJob(name="a.b.1", usage=msgspec.structs.replace(usage().usage, ended=(within,)))
+    for job in (seems_ended, usage(within)):
+        assert [each.held for each in residents_of(job, Crowd((inner,)))] == [True]
+        assert [each.held for each in residents_of(job, Crowd((resident(us),)))] == [False]
+
+
 def test_a_process_that_has_ended_is_no_resident_though_nvml_lists_it() -> None:
     gone = Process(pid=2**22 + 1, name="p", side=Side.OFFLINE, memory_bytes=1, owner=2**40 + 2**22 + 1, job="a.b.1")
     assert residents_of(usage(), Crowd((gone,))) == ()

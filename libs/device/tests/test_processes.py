@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from muxflow_device.pages import DevicePage
-from muxflow_device.processes import lives, owner_of, pid_of
+from muxflow_device.processes import lives, names_within, owner_of, pid_of
 from muxflow_device.rundir import DeviceDirectory
 
 STALE_MS = 60_000
@@ -36,6 +37,32 @@ def test_processes_in_another_time_namespace_have_the_same_names() -> None:
     own, seen_parent = (int(number) for number in out.split())
     assert abs((seen_parent >> 32) - (parent >> 32)) <= 1
     assert own >> 32 < parent + (1000 << 32) >> 32, "as if it had been started in our time"
+
+
+@pytest.mark.parametrize("proc", [(), ("--mount-proc",), ("--mount-proc", "--time", "--boottime", "100000")])
+def test_a_process_in_a_pid_namespace_of_its_own_is_known_by_its_name_there(proc: tuple[str, ...]) -> None:
+    program = (
+        "import os, sys; from muxflow_device.processes import *\n"
+        "print(owner_of(os.getpid()), flush=True); sys.stdin.read()"
+    )
+    command = ["unshare", "--pid", "--fork", *proc, sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        named = parent.stdout.readline()
+        if not named:
+            pytest.skip(f"no such namespaces to be had: {parent.stderr.read().strip()}")
+        (pid,) = map(int, Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
+        assert pid_of(int(named)) == 1
+        assert int(named) in names_within(pid)
+        parent.communicate(timeout=DEADLINE_S)
+
+
+def test_a_process_in_our_pid_namespace_has_no_other_name() -> None:
+    assert names_within(os.getpid()) == frozenset()
+    assert names_within(2**22 + 1) == frozenset()
 
 
 def test_a_monitor_in_another_time_namespace_is_alive_while_its_heartbeat_moves(

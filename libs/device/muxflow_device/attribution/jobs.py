@@ -132,15 +132,18 @@ def residents_of(job: OfflineJob, crowd: Crowd | None) -> tuple[Resident, ...]:
     """Find the living processes of a job that have a context, with or without xCUDA.
 
     A page that cannot be read says nothing of who has a slot, nor does one without a free slot: then all have one.
+    A process in a PID namespace of its own names itself as it is called there: to us its slot is that of one that has
+    ended, or of somebody else.
     """
     held = {process.owner for process in job.usage.processes}
+    named = held | {process.owner for process in job.usage.ended}
     unknown = len(held) == JOB_SLOTS or bool(job.usage.problems and not held)
     return tuple(
         Resident(
             owner=process.owner,
             pid=process.pid,
             name=process.name,
-            held=unknown or process.owner in held,
+            held=unknown or process.owner in held or not process.within.isdisjoint(named),
             memory_bytes=process.memory_bytes,
         )
         for process in (crowd.processes if crowd is not None else ())

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from muxflow_device.processes import owner_of
+from muxflow_device.processes import names_within, owner_of
 from muxflow_device.readings.look import GpuProcess
 
 RUN_ID_VARIABLE: Final = b"MUXFLOW_RUN_ID"
@@ -48,6 +48,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int | None
     owner: int = 0
     """Its name for good: see `muxflow_device.processes`. 0 when it has gone already."""
+    within: frozenset[int] = frozenset()
+    """What it calls itself in a PID namespace of its own; empty in ours, and for a process of no job."""
     job: str | None = None
     """The attempt that it descends from, by the name of its directory; null for a process of no shim."""
 
@@ -116,7 +118,8 @@ class ProcessTable:
             side = Side.OFFLINE  # last, since a slot says whatever the job wants
         else:
             side = Side.UNKNOWN
-        return Process(pid=pid, name=name, side=side, memory_bytes=None, owner=owner, job=job)
+        within = names_within(pid) if job is not None else frozenset()
+        return Process(pid=pid, name=name, side=side, memory_bytes=None, owner=owner, within=within, job=job)
 
 
 def _job_of(lineage: tuple[int, ...]) -> str | None:
