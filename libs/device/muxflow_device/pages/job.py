@@ -19,8 +19,8 @@ from muxflow_device.rundir import JobDirectory
 
 COUNT_MAX: Final = 1 << 53
 """More than any counter of a job reaches, and what an event can carry."""
-MEMORY_BYTES_MAX: Final = 1 << 48
-"""More than any GPU has."""
+MEMORY_BYTES_MAX: Final = 1 << 42
+"""More than any GPU has; and that of all slots of many jobs together is still what an event can carry."""
 
 _OWNERS: Final = Struct(f"<{f'Q{sizeof(RawProcessSlot) - 8}x' * JOB_SLOTS}")
 """The owners alone: most slots are free, and a look at all of each would take most of the time."""
@@ -147,7 +147,10 @@ class JobPage:
             counters = _grown(before, raw, busy_ns_max, doubts)
             seen[key] = counters
             self._total = _Counters(
-                *(total + after - was for total, after, was in zip(self._total, counters, before, strict=True))
+                *(
+                    min(total + after - was, COUNT_MAX)
+                    for total, after, was in zip(self._total, counters, before, strict=True)
+                )
             )
             slot = self._believed(raw, counters, now_ns, doubts)
             (alive if lives(raw.owner) else ended).append(slot)
@@ -181,6 +184,10 @@ class JobPage:
         if not 0 <= updated_ns <= now_ns + _FUTURE_NS:
             doubts.add("says that it will write in the future, or wrote before the boot")
             updated_ns = 0
+        failed_ns = raw.last_error_boottime_ns
+        if not 0 <= failed_ns <= now_ns + _FUTURE_NS:
+            doubts.add("says that it will fail in the future, or failed before the boot")
+            failed_ns = 0
         if raw.drained > 1:
             doubts.add(f"says {raw.drained} where only yes or no can be")
         failed = raw.last_error != 0
@@ -196,7 +203,7 @@ class JobPage:
             inflation_permille=inflation if 0 < inflation <= _INFLATION_PERMILLE_MAX else None,
             error=raw.last_error if failed else None,
             error_call=raw.last_error_call if failed else None,
-            error_boottime_ns=raw.last_error_boottime_ns if failed and raw.last_error_boottime_ns > 0 else None,
+            error_boottime_ns=failed_ns or None if failed else None,
             updated_boottime_ns=updated_ns or None,
             **counters._asdict(),
         )
