@@ -33,8 +33,8 @@ class ConductPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     the time from one list of processes to the next."""
     memory_after_s: DelayS = 5.0
     memory_tolerance_mib: Mebibytes = 1024
-    """Beyond the quota, for what an honest program cannot count: kernels that libraries load as they are first used,
-    and what a context takes beyond its charge."""
+    """Beyond the quota, for each process that is on the GPU, for what an honest one cannot count: kernels that
+    libraries load as they are first used, and what a context takes beyond its charge."""
     gap_s: Annotated[float, Meta(gt=0, le=600)] = 2.0
     """Looks further apart than this prove nothing about the time between."""
 
@@ -109,7 +109,8 @@ def _used_bytes(job: JobSight) -> int:
 def _excess(job: JobSight, policy: ConductPolicy) -> bool:
     if job.quota_bytes is None:
         return False
-    return _used_bytes(job) > job.quota_bytes + policy.memory_tolerance_mib * _MIB
+    tolerance_mib = policy.memory_tolerance_mib * max(1, len(job.residents))
+    return _used_bytes(job) > job.quota_bytes + tolerance_mib * _MIB
 
 
 def _cause(
@@ -118,8 +119,9 @@ def _cause(
     for resident in _loose(job):
         if now_ns - loose[resident.owner] >= policy.unprotected_after_s * _SECOND_NS:
             return (
-                f"process {resident.pid} ({resident.name}) is on the GPU without xCUDA: what a job starts must keep "
-                "LD_PRELOAD, XCUDA_JOB_DIR and XCUDA_DEVICE_DIR in its environment"
+                f"process {resident.pid} ({resident.name}) is on the GPU without xCUDA: either what started it did not "
+                "keep LD_PRELOAD, XCUDA_JOB_DIR and XCUDA_DEVICE_DIR in its environment, or xCUDA could not take its "
+                "place in the job's page, which needs a free file descriptor, /proc and process_vm_writev"
             )
     if job.job in beyond and now_ns - beyond[job.job] >= policy.memory_after_s * _SECOND_NS:
         return (
