@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection
+from typing import Final, NamedTuple
 
 from muxflow.contracts import Attempt
 from muxflow.contracts.devices import GpuSample
@@ -12,6 +14,15 @@ from muxflow_device.pages import DevicePage, DeviceView, JobControl, PageError
 from muxflow_device.rundir import DeviceDirectory, RunDirectory
 
 _PERMILLE_PER_PCT = 10
+_MOST_DOUBLINGS: Final = 32
+
+
+class _Stop(NamedTuple):
+    """What became of the orders to stop one attempt for a breach."""
+
+    orders: int
+    again_s: float | None = None
+    """From when on another one may follow, by the monotonic clock; None: the last is not over."""
 
 
 class WatchedDevice:
@@ -21,7 +32,7 @@ class WatchedDevice:
         self.gpu = directory.uuid
         self._page = DevicePage(directory)
         self._breaches = Breaches(directory)
-        self._told: frozenset[Broken] = frozenset()
+        self._stops: dict[Broken, _Stop] = {}
         self._policy = policy
         self._memory = order.OrderMemory()
         self.view = self._page.look()
@@ -43,12 +54,41 @@ class WatchedDevice:
         )
         return self._advance(order.Look(sight=sight)).order
 
-    def new_breaches(self) -> tuple[Broken, ...]:
-        """Give the attempts that have broken a rule, each once. What a dead monitor found is as true as before."""
+    def due_breaches(self, here: Callable[[], Collection[Attempt]]) -> tuple[Broken, ...]:
+        """Give the attempts that have broken a rule and are to be stopped now; `stopped` must follow for each.
+
+        One that is still `here` when its order is over is given again, ever more slowly: the order was refused, or the
+        executor did not know the attempt yet. What a dead monitor found is as true as before.
+        """
         found = self._breaches.look()
-        new = tuple(broken for broken in found if broken not in self._told)
-        self._told = frozenset(found)
-        return new
+        self._stops = {broken: stop for broken, stop in self._stops.items() if broken in found}
+        new = [broken for broken in found if broken not in self._stops]
+        now_s = time.monotonic()
+        old = [broken for broken, stop in self._stops.items() if stop.again_s is not None and stop.again_s <= now_s]
+        there = here() if old else ()
+        for broken in old:
+            if broken.attempt in there:
+                new.append(broken)
+            else:
+                self._wait(broken)
+        for broken in new:
+            self._stops[broken] = _Stop(self.orders_of(broken) + 1)
+        return tuple(new)
+
+    def stopped(self, broken: Broken) -> None:
+        """Take in that the order to stop an attempt is over, well or badly."""
+        if broken in self._stops:
+            self._wait(broken)
+
+    def orders_of(self, broken: Broken) -> int:
+        """How many orders there were to stop an attempt."""
+        return self._stops[broken].orders if broken in self._stops else 0
+
+    def _wait(self, broken: Broken) -> None:
+        orders = self._stops[broken].orders
+        doublings = min(orders - 1, _MOST_DOUBLINGS)
+        wait_s = min(self._policy.repeat_first_s * 2**doublings, self._policy.repeat_longest_s)
+        self._stops[broken] = _Stop(orders, time.monotonic() + wait_s)
 
     def answered(self, answer: order.CarriedOut | order.Failed) -> None:
         """Take in what became of an order."""

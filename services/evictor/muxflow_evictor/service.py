@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,8 +124,8 @@ class Evictor(Service[EvictorSettings]):
                 wanted = device.look()
                 if wanted is not None:
                     self._spawn(self._clear(device, wanted))
-                for broken in device.new_breaches():
-                    self._spawn(self._stop_one(device, broken))
+                for broken in device.due_breaches(partial(attempts_on, self._run, device.gpu)):
+                    self._spawn(self._stop_one(device, broken, repeat=device.orders_of(broken) - 1))
             async with self._looked:
                 self._looked.notify_all()
             with contextlib.suppress(TimeoutError):
@@ -179,7 +180,7 @@ class Evictor(Service[EvictorSettings]):
         answer = order.CarriedOut(epoch=wanted.epoch) if done else order.Failed(epoch=wanted.epoch)
         device.answered(answer)
 
-    async def _stop_one(self, device: WatchedDevice, broken: Broken) -> None:
+    async def _stop_one(self, device: WatchedDevice, broken: Broken, *, repeat: int) -> None:
         """Have one attempt stopped that has broken a rule. It may be past all gates: there is no time to save.
 
         People are told once the executor obeys: an attempt that has gone meanwhile is no news.
@@ -193,8 +194,11 @@ class Evictor(Service[EvictorSettings]):
             decided_ns=broken.decided_ns,
         )
         self._metrics.breaches.labels(device.gpu).inc()
-        self.log.warning("stopping a job", gpu=device.gpu, attempt=str(broken.attempt), reason=broken.cause)
+        self.log.warning(
+            "stopping a job", gpu=device.gpu, attempt=str(broken.attempt), reason=broken.cause, repeat=repeat
+        )
         await self._orders.carry_out(decision, before=sample_of(device.gpu, device.view), here=())
+        device.stopped(broken)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self.spawn(work, name="eviction")

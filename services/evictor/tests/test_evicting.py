@@ -90,6 +90,19 @@ async def test_evictor_that_starts_after_a_breach_tells_nobody_of_a_job_that_has
     assert node.alerts == []
 
 
+async def test_job_that_broke_a_rule_is_ordered_to_stop_until_it_has_gone(node: EvictingNode) -> None:
+    node.executor.refuses = True
+    node.executor.start_job()
+    await node.start_evictor(policy='{"repeat_first_s": 0.1}')
+    write_breaches(node.run.device(GPU), [Broken(attempt=JOB, cause="it uses 9.3 GiB", decided_ns=time.time_ns())])
+    await node.executor.ordered(2)
+    node.executor.refuses = False
+    begun, _ = await node.alert(1)
+    await node.alert(2)
+    assert begun.breach
+    assert {(order.attempts, order.breach) for order in node.executor.orders} == {((JOB,), True)}
+
+
 async def test_alert_of_the_decision_names_the_online_workload(node: EvictingNode) -> None:
     state = OnlineState(node=NODE, gpu=GPU, workload="search")
     async with await node.world.connect(Principal(role=Role.NODE, bound_to=NODE)) as monitor:
