@@ -175,8 +175,9 @@ class AttemptDirectory:
         return (self.path / "reported").exists()
 
     def request_stop(self, request: StopRequest) -> None:
-        """Write down why it shall stop; the first reason stands. Raises OSError."""
-        if not (self.path / "stop.json").exists():
+        """Write down why it shall stop; the first reason stands, unless a rule is broken. Raises OSError."""
+        known = self.stop_request() if request.cause is StopCause.BREACH else None
+        if (known is not None and known.cause is not StopCause.BREACH) or not (self.path / "stop.json").exists():
             write_record(self.path / "stop.json", request)
 
     def claim(self) -> bool:

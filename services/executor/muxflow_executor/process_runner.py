@@ -118,7 +118,8 @@ class ProcessRunner:
     def stop(self, attempt: Attempt, cause: StopCause, reason: str = "", *, hard: bool = False) -> bool:
         """Begin to stop an attempt, step by step as `muxflow_decisions.eviction.ladder` says.
 
-        False when it has ended or is being stopped already; another cause can then only make it quicker.
+        False when it has ended or is being stopped already; another cause can then only make it quicker, and only a
+        breach takes the place of the first.
         """
         run = self.runs.get(attempt)
         if run is None or run.ended is not None:
@@ -371,10 +372,15 @@ class ProcessRunner:
 
 
 def _explained(run: Run, ended: Ended) -> Ended:
-    """Add to how the program ended, as its shim saw it, why: what was wanted of it, and what its GPU told it."""
+    """Add to how the program ended, as its shim saw it, why: what was wanted of it, and what its GPU told it.
+
+    The shim keeps to the first cause that it hears of; a breach that is found later counts for more.
+    """
     stop = run.directory.stop_request() if run.directory is not None and ended.stopped_by is not None else None
+    breach = stop is not None and stop.cause is StopCause.BREACH
     return msgspec.structs.replace(
         ended,
+        stopped_by=StopCause.BREACH if breach else ended.stopped_by,
         stop_reason=(stop.reason or None) if stop is not None else None,
         gpu_error=run.job.gpu_error() if run.job is not None else None,
     )

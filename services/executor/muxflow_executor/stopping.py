@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from muxflow.contracts import StopCause
 from muxflow_decisions.eviction import LadderPolicy, Step, ladder
 from muxflow_executor import checkpoints
 from muxflow_executor.attempts import AttemptDirectory, StopRequest
@@ -70,8 +71,6 @@ class Descent:
         if directory is None or self._run.ended is not None:
             self._tell(Step.ENDED, "there is nothing to stop")
             return
-        # Beside the ladder: a disk that is slow does not keep the gate open.
-        self._recording = asyncio.create_task(self._record(directory, self._requests[0]))
         try:
             while not self._run.over.is_set():
                 await self._look(directory, may_save=may_save)
@@ -84,7 +83,7 @@ class Descent:
                     task.cancel()
 
     def tighten(self, request: StopRequest) -> None:
-        """Take in that somebody else wants it stopped too: it can only become quicker."""
+        """Take in that somebody else wants it stopped too: it can only become quicker. A breach becomes its cause."""
         self._requests.append(request)
 
     async def follow(self) -> AsyncGenerator[Passed, None]:
@@ -102,7 +101,11 @@ class Descent:
     async def _look(self, directory: AttemptDirectory, *, may_save: bool) -> None:
         """Give the ladder what has happened since the last look."""
         while self._requests:
-            await self._take(self._begin(directory, self._requests.pop(0), may_save=may_save), directory)
+            request = self._requests.pop(0)
+            if self._recording is None or request.cause is StopCause.BREACH:
+                # Beside the ladder: a disk that is slow does not keep the gate open.
+                self._recording = asyncio.create_task(self._record(directory, request, self._recording))
+            await self._take(self._begin(directory, request, may_save=may_save), directory)
         if self._stop.step is Step.CHECKPOINT:
             await self._look_for_checkpoint(directory)
         if self._run.job is not None and not self._stop.drained and self._run.job.drained():
@@ -186,12 +189,17 @@ class Descent:
         if program is not None:
             send(program, signal.SIGKILL)
 
-    async def _record(self, directory: AttemptDirectory, request: StopRequest) -> None:
+    async def _record(
+        self, directory: AttemptDirectory, request: StopRequest, earlier: asyncio.Task[None] | None
+    ) -> None:
+        if earlier is not None:
+            await earlier
         try:
             await asyncio.to_thread(directory.request_stop, request)
         except OSError as error:
             log.error("cannot record why it stops", attempt=str(self._run.attempt), error=str(error))  # noqa: TRY400
-        self._on_begun()
+        if earlier is None:
+            self._on_begun()
 
     async def _recorded(self) -> None:
         if self._recording is not None:

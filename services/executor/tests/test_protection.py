@@ -13,12 +13,26 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from ctypes import sizeof
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from executing_node import CHECKPOINT, GPU, Node, alive, until
-from muxflow.contracts import Attempt, RunCheckpointed, RunEvicted, RunExited, RunStarted, Slot, StopCause
+from muxflow.contracts import (
+    Attempt,
+    ExitStatus,
+    RunCheckpointed,
+    RunEvicted,
+    RunExited,
+    RunStarted,
+    Slot,
+    StopCause,
+    decode,
+    encode,
+)
 from muxflow_decisions.device.gate import GateState, JobPhase
 from muxflow_decisions.eviction import LadderPolicy, Step
 from muxflow_device import native
@@ -238,6 +252,38 @@ while True: signal.pause()
     assert status.describe() == "killed by SIGKILL, stopped by breach: it uses 9.3 GiB"
     assert protected.output() == "ready\n"
     assert await steps(protected, slot) == [Step.FREEZE, Step.DISCONNECT, Step.KILL, Step.ENDED]
+
+
+async def test_job_that_is_found_to_break_a_rule_while_it_is_stopped_has_failed_for_that(protected: Node) -> None:
+    code = """
+signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
+print("ready", flush=True)
+while True: signal.pause()
+"""
+    slot = protected.start(*on_gpu(code))
+    await until(lambda: "ready" in protected.output())
+    protected.runner.stop(slot.key, StopCause.EVICTION, "online needs the GPU")
+    await until(lambda: "asked to end" in protected.output())
+    for _ in range(2):  # the evictor gives such an order again while the attempt is there
+        protected.runner.stop(slot.key, StopCause.BREACH, "it uses 9.3 GiB", hard=True)
+    status = (await protected.fact(RunExited)).exit
+    assert (status.signal, status.stopped_by, status.stop_reason) == ("SIGKILL", StopCause.BREACH, "it uses 9.3 GiB")
+    assert [fact.cause for fact in protected.told if isinstance(fact, RunEvicted)] == [StopCause.EVICTION]
+
+
+@given(raw=st.binary(min_size=sizeof(RawProcessSlot), max_size=sizeof(RawProcessSlot)), error=st.integers(1, 2**32 - 1))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_exit_of_a_job_that_writes_anything_into_its_slot_can_be_told(leaving: Run, raw: bytes, error: int) -> None:
+    assert leaving.job is not None
+    slot = RawProcessSlot.from_buffer_copy(raw)
+    slot.owner, slot.last_error = owner_of(os.getpid()), error
+    with leaving.job.directory.job_page.open("r+b") as page:
+        page.seek(RawJobPage.slots.offset)
+        page.write(bytes(slot))
+    status = ExitStatus(code=1, gpu_error=leaving.job.gpu_error())
+    exited = RunExited(node="a", gpu=GPU, tenant="t", job="j", attempt=1, exit=status, ended_ns=1)
+    assert status.gpu_error is not None
+    assert decode(encode(exited), RunExited) == exited
 
 
 async def test_first_sticky_cuda_error_of_any_process_is_told_with_the_exit(protected: Node) -> None:
