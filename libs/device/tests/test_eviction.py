@@ -113,7 +113,7 @@ async def test_only_the_owner_may_connect(path: Path) -> None:
     [
         (b"evict everything\n", "malformed"),
         (b'{"gpu": "GPU-1"}\n', "cause"),
-        (msgspec.json.encode(ORDER).replace(b'"hard"', b'"herd"') + b"\n", "herd"),
+        (b'{"gpu": "GPU-1", "cause": "", "decided_ns": 0, "herd": true}\n', "herd"),
         (b'{"gpu": "", "cause": "", "decided_ns": 0}\n', "gpu"),
         (b"\xff\xfe\n", "malformed"),
         (b"", "truncated"),
