@@ -19,8 +19,12 @@ static uint64_t work_of(const struct estimate *estimate) {
     return atomic_load_explicit(&estimate->work, memory_order_acquire);
 }
 
+/* What no work is known by, but in one case of 2^64. */
+#define BEING_TAKEN UINT64_MAX
+
 static bool claim(struct estimate *estimate, uint64_t before, uint64_t work) {
-    if (!atomic_compare_exchange_strong(&estimate->work, &before, 0))
+    if (before == BEING_TAKEN ||
+        !atomic_compare_exchange_strong(&estimate->work, &before, BEING_TAKEN))
         return false;
     atomic_store_explicit(&estimate->cost_ns, ESTIMATE_UNKNOWN_NS, memory_order_relaxed);
     atomic_store_explicit(&estimate->mean_ns, 0, memory_order_relaxed);
@@ -29,7 +33,7 @@ static bool claim(struct estimate *estimate, uint64_t before, uint64_t work) {
 }
 
 /* When all places are taken, the one that the work itself picks is given up: bounded memory, and
- * what is in use is learned again. */
+ * what is in use is learned again. Where others do the same at that moment, it is the next one. */
 struct estimate *estimate_of(uint64_t work) {
     for (unsigned probe = 0; probe < ESTIMATE_PROBES; probe++) {
         struct estimate *estimate = place(work, probe);
@@ -41,9 +45,13 @@ struct estimate *estimate_of(uint64_t work) {
         if (work_of(estimate) == 0 && claim(estimate, 0, work))
             return estimate;
     }
-    struct estimate *victim = place(work, (unsigned)work % ESTIMATE_PROBES);
-    claim(victim, work_of(victim), work);
-    return victim;
+    unsigned pick = (unsigned)work % ESTIMATE_PROBES;
+    for (unsigned i = 0; i < ESTIMATE_PROBES; i++) {
+        struct estimate *victim = place(work, (pick + i) % ESTIMATE_PROBES);
+        if (claim(victim, work_of(victim), work))
+            return victim;
+    }
+    return place(work, pick);
 }
 
 void estimate_learn(struct estimate *estimate, int64_t duration_ns, uint32_t launches) {
@@ -53,13 +61,16 @@ void estimate_learn(struct estimate *estimate, int64_t duration_ns, uint32_t lau
         estimate->baseline_ns = 0;
     }
     uint32_t weight = launches < MOST_AT_ONCE ? launches : MOST_AT_ONCE;
-    uint32_t samples = atomic_load_explicit(&estimate->samples, memory_order_relaxed) + weight;
+    uint32_t samples = atomic_load_explicit(&estimate->samples, memory_order_relaxed);
+    bool first = samples == 0;
+    if (samples < SMOOTHING)
+        samples += weight;
     atomic_store_explicit(&estimate->samples, samples, memory_order_relaxed);
     int64_t history = samples < SMOOTHING ? samples : SMOOTHING;
     int64_t mean = atomic_load_explicit(&estimate->mean_ns, memory_order_relaxed);
     int64_t error = duration_ns - mean;
     mean += error * weight / history;
-    if (samples > weight) /* the first one deviates from nothing */
+    if (!first) /* which deviates from nothing */
         estimate->deviation_ns += (llabs(error) - estimate->deviation_ns) * weight / history;
     int64_t cost = mean + EXCESS * estimate->deviation_ns;
     atomic_store_explicit(&estimate->mean_ns, mean, memory_order_relaxed);
@@ -76,13 +87,13 @@ int64_t estimate_baseline_ns(struct estimate *estimate, int64_t now_ns) {
         return 0;
     int64_t passed_ns = now_ns - estimate->baseline_at_ns;
     double step_ns = (double)(passed_ns < LONGEST_STEP_NS ? passed_ns : LONGEST_STEP_NS);
-    double above_ns = (double)(mean_ns - estimate->baseline_ns);
+    double above_ns = (double)mean_ns - estimate->baseline_ns;
     if (estimate->baseline_ns == 0 || above_ns <= 0)
-        estimate->baseline_ns = mean_ns;
+        estimate->baseline_ns = (double)mean_ns;
     else
         estimate->baseline_ns += above_ns * step_ns * 0.693 / (double)ESTIMATE_BASELINE_HALF_NS;
     estimate->baseline_at_ns = now_ns;
-    return estimate->baseline_ns;
+    return (int64_t)estimate->baseline_ns;
 }
 
 bool estimate_is_young(const struct estimate *estimate) {

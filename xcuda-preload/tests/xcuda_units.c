@@ -137,6 +137,16 @@ static void a_constant_duration_is_learned_at_once_and_exactly(void) {
     CHECK(!estimate_is_young(estimate));
 }
 
+static void an_estimate_is_never_too_old_to_learn(void) {
+    struct estimate *estimate = estimate_of(work_kernel((CUfunction)0x2400, 1, 1, 1));
+    for (int i = 0; i < 1000; i++)
+        estimate_learn(estimate, 50000, 4);
+    CHECK(estimate->samples < 1000 && estimate->mean_ns == 50000);
+    for (int i = 0; i < 100; i++)
+        estimate_learn(estimate, 90000, 1);
+    CHECK(estimate->mean_ns > 89000 && !estimate_is_young(estimate));
+}
+
 static void a_duration_that_varies_costs_more_than_its_mean(void) {
     struct estimate *estimate = estimate_of(work_kernel((CUfunction)0x3000, 1, 1, 1));
     for (int i = 0; i < 100; i++)
@@ -161,6 +171,30 @@ static void a_full_table_gives_up_old_estimates_and_goes_on(void) {
         estimate_learn(estimate, 7000, 1);
         CHECK(estimate_of(work) == estimate);
     }
+}
+
+enum { RACES = ESTIMATES / 2 };
+static pthread_barrier_t start;
+
+/* Works of two threads that go by pairs into the same two empty places. */
+static void *take_places(void *which) {
+    for (uint64_t i = 0; i < RACES; i++) {
+        uint64_t work = 2 * i << 52 | (uintptr_t)which;
+        if (i % 64 == 0)
+            pthread_barrier_wait(&start);
+        CHECK(estimate_of(work)->work == work);
+    }
+    return NULL;
+}
+
+static void threads_that_want_the_same_place_do_not_share_it(void) {
+    memset(estimates, 0, sizeof estimates);
+    pthread_barrier_init(&start, NULL, 2);
+    pthread_t other;
+    CHECK(pthread_create(&other, NULL, take_places, (void *)1) == 0);
+    take_places((void *)2);
+    pthread_join(other, NULL);
+    memset(estimates, 0, sizeof estimates);
 }
 
 static void a_handle_that_is_used_again_is_learned_again(void) {
@@ -218,6 +252,17 @@ static void a_baseline_follows_work_that_has_grown(void) {
     int64_t half_ns = measure(estimate, &now_ns, 20, 30000);
     CHECK(half_ns > 18000 && half_ns < 21000);
     CHECK(measure(estimate, &now_ns, 60, 30000) > 28000);
+}
+
+static void a_baseline_rises_no_slower_where_work_is_measured_often(void) {
+    struct estimate *estimate = estimate_of(work_kernel((CUfunction)0x8400, 1, 1, 1));
+    int64_t now_ns = 1, baseline_ns = 0;
+    CHECK(measure(estimate, &now_ns, 1, 5000) == 5000);
+    for (int i = 0; i < 40000; i++) { /* 20 s */
+        estimate_learn(estimate, 10000, 1);
+        baseline_ns = estimate_baseline_ns(estimate, now_ns += MS / 2);
+    }
+    CHECK(baseline_ns > 7400 && baseline_ns < 7600);
 }
 
 static void a_pause_does_not_raise_a_baseline(void) {
@@ -429,14 +474,17 @@ int main(void) {
     a_process_that_had_more_than_its_part_lets_others_go_first();
     what_was_never_measured_costs_more_than_any_window();
     a_constant_duration_is_learned_at_once_and_exactly();
+    an_estimate_is_never_too_old_to_learn();
     a_duration_that_varies_costs_more_than_its_mean();
     another_grid_is_another_estimate();
     a_full_table_gives_up_old_estimates_and_goes_on();
+    threads_that_want_the_same_place_do_not_share_it();
     a_handle_that_is_used_again_is_learned_again();
     copies_of_about_the_same_size_are_alike();
     copies_from_and_to_the_host_are_none_of_ours();
     a_baseline_is_what_work_takes_undisturbed();
     a_baseline_follows_work_that_has_grown();
+    a_baseline_rises_no_slower_where_work_is_measured_often();
     a_pause_does_not_raise_a_baseline();
     what_takes_now_this_long_now_that_says_nothing();
     inflation_is_that_of_the_last_tenth_of_a_second();
