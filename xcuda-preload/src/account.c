@@ -31,6 +31,16 @@ bool account_reserve(int64_t wanted_ns, int64_t window_ns, int64_t progress_ns) 
     return false;
 }
 
+bool account_reserve_beside(int64_t wanted_ns, int64_t beside_ns, int64_t progress_ns) {
+    int64_t used_ns = atomic_load(&account.window_used_ns);
+    do {
+        int64_t left_ns = used_ns - progress_ns;
+        if (left_ns > 0 && left_ns >= beside_ns)
+            return false;
+    } while (!atomic_compare_exchange_weak(&account.window_used_ns, &used_ns, used_ns + wanted_ns));
+    return true;
+}
+
 void account_unreserve(int64_t reserved_ns) {
     atomic_fetch_sub(&account.window_used_ns, reserved_ns);
 }

@@ -44,6 +44,9 @@ void account_unlock(void);
  * nothing: one launch longer than the window is the floor. */
 bool account_reserve(int64_t wanted_ns, int64_t window_ns, int64_t progress_ns);
 
+/* Takes so much, but only when less than `beside_ns`, or nothing, is left to be done. */
+bool account_reserve_beside(int64_t wanted_ns, int64_t beside_ns, int64_t progress_ns);
+
 void account_unreserve(int64_t reserved_ns);
 
 /* Enters launches, and what they cost of the window, into the counts; and that they are complete,

@@ -49,6 +49,9 @@ enum { SAMPLE_EVERY = 100 };
 /* Work that takes this long is always measured: two marks more are nothing beside it. */
 #define ALWAYS_EXACT_NS INT64_C(100000)
 
+/* So long what was never measured waits to be alone. */
+#define ALONE_PATIENCE_NS INT64_C(50000000)
+
 #define SHORTEST_WAIT_NS INT64_C(20000)
 /* Between two looks at an online side that is active. */
 #define BEACON_LOOK_NS  INT64_C(50000)
@@ -204,6 +207,19 @@ static int64_t take(int64_t cost_ns) {
     return cost_ns;
 }
 
+/* What was never measured goes alone, but for less than a group of others, and takes the whole
+ * window, so that nothing goes beside it. Where other threads leave it no such moment, it goes when
+ * there is room at all. */
+static int64_t reserve_unknown(struct request *request, int64_t open_since_ns, int64_t all_ns,
+                               int64_t progress_ns) {
+    int64_t cost_ns = request->cost_ns > all_ns ? request->cost_ns : all_ns;
+    bool patient = request->now_ns - open_since_ns < ALONE_PATIENCE_NS;
+    int64_t beside_ns = patient ? window_ns_of(request) / GROUPS_PER_WINDOW : all_ns;
+    if (account_reserve_beside(cost_ns, beside_ns, progress_ns))
+        return cost_ns;
+    return out_of_turn(request, open_since_ns) ? take(cost_ns) : 0;
+}
+
 /* Takes time from the window: as much as a group may have, or at least this launch. 0: it must
  * wait. */
 static int64_t reserve(struct request *request, int64_t open_since_ns) {
@@ -219,15 +235,10 @@ static int64_t reserve(struct request *request, int64_t open_since_ns) {
     }
     if (!request->sample && cost_ns < least_group_ns) /* of many small groups each has its marks */
         return out_of_turn(request, open_since_ns) ? take(cost_ns) : 0;
-    /* An unknown launch goes when there is room at all. It then takes the whole window, so that
-     * nothing goes beside it. */
-    int64_t least_ns = request->unknown ? 1 : cost_ns;
-    if (request->unknown && cost_ns < all_ns)
-        cost_ns = all_ns;
-    if (account_reserve(least_ns, all_ns, progress_ns)) {
-        account_unreserve(least_ns - cost_ns);
+    if (request->unknown)
+        return reserve_unknown(request, open_since_ns, all_ns, progress_ns);
+    if (account_reserve(cost_ns, all_ns, progress_ns))
         return cost_ns;
-    }
     return out_of_turn(request, open_since_ns) ? take(cost_ns) : 0;
 }
 

@@ -67,6 +67,26 @@ def test_kernels_that_are_not_known_yet_go_one_at_a_time(gpu_node: GpuNode, prog
     assert all(after.enqueued_ns >= before.ended_ns for before, after in itertools.pairwise(kernels))
 
 
+def test_a_kernel_that_is_not_known_yet_goes_beside_no_other(gpu_node: GpuNode) -> None:
+    gpu_node.open_gate(window_us=20_000)
+    process = gpu_node.python(
+        """
+        from driver import *
+        begin()
+        [spin] = functions("spin")
+        one, other = stream(), stream()
+        for _ in range(6):
+            launch(spin, 8_000_000, one)
+            call("cuCtxSynchronize")
+        launch(spin, 8_000_000, one)
+        launch(spin, 1000, other, grid=2)
+        """
+    )
+    _finish(process)
+    known, unknown = sorted(_kernels(gpu_node, process)[6:], key=lambda kernel: kernel.enqueued_ns)
+    assert unknown.enqueued_ns >= known.ended_ns
+
+
 def test_a_kernel_that_waits_for_a_later_one_does_not_lock_the_job_up(gpu_node: GpuNode) -> None:
     told = gpu_node.output_of(
         """
