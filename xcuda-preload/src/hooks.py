@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-KINDS = {"launch": 2, "pass": 1, "read": 1, "sync": 1, "begin": 1, "end": 1, "call": 1, "nvml": 1, "libc": 0}
+KINDS = {"launch": 2, "pass": 1, "read": 2, "sync": 1, "begin": 1, "end": 1, "call": 1, "nvml": 1, "libc": 0}
 """Number of details that each kind has."""
 
 REGISTERS = ("%rdi", "%rsi", "%rdx", "%rcx", "%r8", "%r9")
@@ -119,11 +119,12 @@ def observed(hook: Hook) -> str:
             f"    return {hook.real};\n"
         )
     waits = {"ALL": "all(&wait)", "EVENT": "event(&wait, hEvent)"}
+    told = f"{hook.details[1]} == 0 ? CUDA_ERROR_NOT_READY : result" if hook.kind == "read" else "result"
     return (
         "    struct beacon_wait wait;\n"
         f"    beacon_wait_{waits.get(hook.details[0], f'stream(&wait, {hook.stream})')};\n"
         f"    CUresult result = {hook.real};\n"
-        "    beacon_waited(&wait, result);\n"
+        f"    beacon_waited(&wait, {told});\n"
         "    return result;\n"
     )
 
@@ -170,12 +171,13 @@ def gated(hook: Hook) -> str:
         result = f"    bool passes = passage_enter();\n{result}    passage_leave(passes);\n"
     if hook.kind == "pass":
         return f"{result}    return result;\n"
-    kind = "sync" if hook.kind == "read" else hook.kind
+    entered = "sync" if hook.kind == "read" else hook.kind
+    bytes_read = f", {hook.details[1]}" if hook.kind == "read" else ""
     return (
         f"    CUstream named = {hook.stream};\n"
-        f"    {kind}_enter(named);\n"
+        f"    {entered}_enter(named);\n"
         f"{result}"
-        f"    return {kind}_leave(named, {index}, result);\n"
+        f"    return {hook.kind}_leave(named, {index}, result{bytes_read});\n"
     )
 
 

@@ -57,3 +57,9 @@ CUresult sync_leave(CUstream stream, enum hook_index hook, CUresult result) {
         settle_stream(stream);
     return result;
 }
+
+CUresult read_leave(CUstream stream, enum hook_index hook, CUresult result, size_t bytes) {
+    if (bytes == 0 && result == CUDA_SUCCESS)
+        return result;
+    return sync_leave(stream, hook, result);
+}

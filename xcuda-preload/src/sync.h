@@ -10,4 +10,7 @@
 void sync_enter(CUstream stream);
 CUresult sync_leave(CUstream stream, enum hook_index hook, CUresult result);
 
+/* The same after a copy to the host: one of nothing waits for nothing. */
+CUresult read_leave(CUstream stream, enum hook_index hook, CUresult result, size_t bytes);
+
 #endif
