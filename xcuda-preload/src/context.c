@@ -14,6 +14,8 @@ static unsigned known;
 
 struct context *context_of(CUcontext handle) {
     struct context *free = NULL;
+    if (handle == NULL)
+        return NULL;
     for (unsigned i = 0; i < CONTEXTS; i++) {
         if (contexts[i].handle == handle)
             return &contexts[i];
@@ -66,11 +68,13 @@ CUevent context_take_event(struct context *context) {
     return driver.event_create(&event, CU_EVENT_DEFAULT) == CUDA_SUCCESS ? event : NULL;
 }
 
-/* More spares than lanes ever have in flight are not kept, and not destroyed either: so many can
- * only come from streams by the hundred, which will want them again. */
 void context_give_event(struct context *context, CUevent event) {
-    if (event != NULL && context->spares < CONTEXT_SPARE_EVENTS)
+    if (event == NULL)
+        return;
+    if (context->spares < CONTEXT_SPARE_EVENTS)
         context->spare[context->spares++] = event;
+    else
+        driver.event_destroy(event);
 }
 
 int64_t context_between_ns(CUevent start, CUevent end) {

@@ -19,7 +19,7 @@ struct context {
     unsigned spares;
 };
 
-/* The record of a context; made if there is none. NULL when there are too many. */
+/* The record of a context; made if there is none. NULL for none, or when there are too many. */
 struct context *context_of(CUcontext handle);
 
 /* Forgets a context whose events are gone, or will be in a moment. */
@@ -39,6 +39,7 @@ bool context_any(void);
 /* An event of this context, which is current; NULL if the driver gives none. */
 CUevent context_take_event(struct context *context);
 
+/* Keeps it for the next who wants one, or destroys it: hundreds of streams need many at a time. */
 void context_give_event(struct context *context, CUevent event);
 
 /* A moment on the device. */

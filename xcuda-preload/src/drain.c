@@ -53,10 +53,10 @@ static bool something_in_flight(void) {
     CUcontext before = NULL;
     driver.ctx_get_current(&before);
     struct look look = {.now_ns = clock_now_ns(), .current = before};
-    lane_each(look_at, &look, false);
+    unsigned left_out = lane_each(look_at, &look, false);
     if (look.current != before)
         driver.ctx_set_current(before);
-    return look.busy;
+    return look.busy || left_out > 0;
 }
 
 /* The driver waits for no context of which a stream is captured, and breaks the capture. None
@@ -71,6 +71,8 @@ static bool captures_end(void) {
 void drain_for_good(void) {
     atomic_fetch_or(&attention, ATTENTION_CLOSED);
     lane_each(pass, NULL, true);
+    atomic_fetch_or(&attention, ATTENTION_UNMARKED);
+    lane_each(pass, NULL, true); /* until whoever has not seen that has made his mark */
     bool ended = captures_end();
     int mode = capture_relax();
     /* A kernel may wait for a word that a copy is to bring: these pass until it is over. */

@@ -50,6 +50,7 @@ static const struct {
     void *field;
 } plain[] = {
     {"cuEventCreate", &driver.event_create},
+    {"cuEventDestroy_v2", &driver.event_destroy},
     {"cuEventRecord", &driver.event_record},
     {"cuEventElapsedTime", &driver.event_elapsed},
     {"cuEventQuery", &driver.event_query},

@@ -28,6 +28,7 @@ extern HIDDEN void *hook_real[HOOK_COUNT];
 /* Functions of the driver that are used here and not hooked. */
 struct driver {
     CUresult (*event_create)(CUevent *event, unsigned int flags);
+    CUresult (*event_destroy)(CUevent event);
     CUresult (*event_record)(CUevent event, CUstream stream);
     CUresult (*event_elapsed)(float *milliseconds, CUevent start, CUevent end);
     CUresult (*event_query)(CUevent event);

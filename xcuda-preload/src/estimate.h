@@ -19,10 +19,10 @@
 /* Read at each launch without a lock. An estimate that is replaced under a reader's eyes is wrong
  * for one launch. */
 struct estimate {
-    _Atomic uint64_t work;   /* what it is about (work.h); 0: nothing; or somebody is taking it */
-    _Atomic int64_t cost_ns; /* what is charged to the window: the mean and its usual excess */
-    _Atomic int64_t mean_ns; /* what is expected */
-    int64_t deviation_ns;    /* mean distance of samples from the mean; under the learner's lock */
+    _Atomic uint64_t work;    /* what it is about (work.h); 0: nothing; or somebody is taking it */
+    _Atomic int64_t cost_ns;  /* what is charged to the window: the mean and its usual excess */
+    _Atomic int64_t mean_ns;  /* what is expected */
+    int64_t deviation_ns;     /* mean distance of samples from the mean; under the learner's lock */
     _Atomic uint32_t samples; /* as many as make a difference */
     /* What it takes when nothing is in its way, since when; under the learner's lock. 0: unknown.
      * A fraction: what is measured often rises by less than a nanosecond at a time. */

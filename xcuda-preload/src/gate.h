@@ -17,7 +17,8 @@ enum attention {
     ATTENTION_STALE = 8,     /* the monitor is not alive */
     ATTENTION_CLOSED = 16,   /* this process is about to end: nothing is launched any more */
     ATTENTION_CONTEXTS = 32, /* several contexts: a stream alone does not say which */
-    ATTENTION_BEACON = 64    /* an online process: launches are counted, and not held (beacon.h) */
+    ATTENTION_BEACON = 64,   /* an online process: launches are counted, and not held (beacon.h) */
+    ATTENTION_UNMARKED = 128 /* closed, and nothing is marked in streams any more (drain.c) */
 };
 
 extern HIDDEN _Atomic uint32_t attention;

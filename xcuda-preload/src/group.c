@@ -27,16 +27,15 @@ static void give_event(const struct lane *lane, CUevent event) {
 }
 
 /* An event, recorded in the stream; NULL if that was not possible. A mark behind the end of the
- * drain, which has seen every lane since it was closed, would be in flight when the process dies.
- */
+ * drain would be in flight when the process dies. */
 static CUevent mark(const struct lane *lane) {
-    if (atomic_load(&attention) & ATTENTION_CLOSED)
+    if (atomic_load(&attention) & ATTENTION_UNMARKED)
         return NULL;
     CUevent event = take_event(lane);
     CUstream stream = atomic_load_explicit(&lane->stream, memory_order_relaxed);
     if (event == NULL || driver.event_record(event, stream) == CUDA_SUCCESS)
         return event;
-    give_event(lane, event);
+    driver.event_destroy(event); /* it may be of another context, which was current */
     return NULL;
 }
 
@@ -316,8 +315,10 @@ int64_t group_progress_ns(const struct lane *lane, int64_t now_ns, int64_t rest_
 
 void group_abandon(struct lane *lane) {
     int64_t now_ns = clock_now_ns();
-    while (lane->count > 0)
+    while (lane->count > 0) {
+        give_event(lane, lane->groups[lane->first].end);
         leave_flight(lane, NULL, now_ns);
+    }
     if (lane->open)
         complete(lane, shut(lane, now_ns), NULL, now_ns);
 }

@@ -194,15 +194,18 @@ bool lane_interrupted(void) {
     return false;
 }
 
-void lane_each(void (*visit)(struct lane *lane, void *context), void *context, bool wait) {
-    unsigned count = atomic_load_explicit(&used_count, memory_order_acquire);
+unsigned lane_each(void (*visit)(struct lane *lane, void *context), void *context, bool wait) {
+    unsigned left_out = 0, count = atomic_load_explicit(&used_count, memory_order_acquire);
     for (unsigned i = 0; i < count; i++) {
         struct lane *lane = used[i];
         if (wait ? wait_to_hold(lane) : lane_try(lane)) {
             visit(lane, context);
             lane_release(lane);
+        } else if (!interrupted(lane)) {
+            left_out++;
         }
     }
+    return left_out;
 }
 
 void lane_each_in(CUstream stream, void (*visit)(struct lane *lane, void *context), void *context) {

@@ -176,8 +176,9 @@ struct lane *lane_hold_known(CUstream stream);
 bool lane_interrupted(void);
 
 /* Calls `visit` with each lane in turn, held, of any thread; one that somebody else has is left
- * out, or waited for and given a new life. */
-void lane_each(void (*visit)(struct lane *lane, void *context), void *context, bool wait);
+ * out, or waited for and given a new life. How many were left out, but for those of which this
+ * thread is in the middle of a launch: the driver may be taking launches into them. */
+unsigned lane_each(void (*visit)(struct lane *lane, void *context), void *context, bool wait);
 
 /* The same with the lanes of one stream; others are not waited for. */
 void lane_each_in(CUstream stream, void (*visit)(struct lane *lane, void *context), void *context);

@@ -11,6 +11,7 @@
 #include "launch.h"
 #include "quota.h"
 #include "quota_pools.h"
+#include "warden.h"
 
 /* What a context is taken to cost when job control does not say and there is no other context
  * through which the driver could be asked before and after. */
@@ -112,13 +113,14 @@ CUresult on_ctx_create_v4(enum hook_index hook, CUcontext *context, void *parame
 /* Nothing of the context may be touched any more: its events are gone with it. */
 static void abandon_in(struct lane *lane, void *context) {
     if (lane->context == context) {
-        group_abandon(lane);
         lane->context = NULL;
+        group_abandon(lane);
     }
 }
 
 /* Returns whether another one is left. */
 static bool leave(CUcontext context) {
+    warden_keep_off();
     lane_each(abandon_in, context, true);
     account_lock();
     context_forget(context);
@@ -126,6 +128,7 @@ static bool leave(CUcontext context) {
         atomic_fetch_and(&attention, ~(uint32_t)ATTENTION_CONTEXTS);
     bool others = context_any();
     account_unlock();
+    warden_let_in();
     pool_current_changed(); /* the one that is left may be another device's */
     return others;
 }
@@ -147,11 +150,13 @@ enum { DEVICES = 64 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static CUcontext primary[DEVICES]; /* NULL: not there, or not ours to count */
 static bool being_made[DEVICES];
+static unsigned retained[DEVICES]; /* times, as far as was seen */
 
 void quota_forget_contexts(void) {
     pthread_mutex_init(&lock, NULL);
     memset(primary, 0, sizeof primary);
     memset(being_made, 0, sizeof being_made);
+    memset(retained, 0, sizeof retained);
 }
 
 static bool is_active(CUdevice device) {
@@ -176,9 +181,18 @@ static void made(CUdevice device, CUcontext context) {
     pthread_mutex_unlock(&lock);
 }
 
+static CUresult count_retained(CUdevice device, CUresult result) {
+    pthread_mutex_lock(&lock);
+    retained[device] += result == CUDA_SUCCESS;
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
 CUresult on_primary_ctx_retain(enum hook_index hook, CUcontext *context, CUdevice device) {
-    if (!launch_gated() || device < 0 || device >= DEVICES || !makes(device))
+    if (!launch_gated() || device < 0 || device >= DEVICES)
         return REAL_OF(hook, cuDevicePrimaryCtxRetain)(context, device);
+    if (!makes(device))
+        return count_retained(device, REAL_OF(hook, cuDevicePrimaryCtxRetain)(context, device));
     struct birth birth;
     if (!announce(&birth)) {
         made(device, NULL);
@@ -187,19 +201,40 @@ CUresult on_primary_ctx_retain(enum hook_index hook, CUcontext *context, CUdevic
     CUresult result =
         settle(hook, REAL_OF(hook, cuDevicePrimaryCtxRetain)(context, device), context, &birth);
     made(device, result == CUDA_SUCCESS ? *context : NULL);
-    return result;
+    return count_retained(device, result);
 }
 
-/* Release and reset alike: what counts is whether the context is still there. */
+/* The context that will be gone after this call, as far as was seen; NULL: none. */
+static CUcontext expected_to_go(enum hook_index hook, CUdevice device) {
+    bool resets = hook == HOOK_cuDevicePrimaryCtxReset || hook == HOOK_cuDevicePrimaryCtxReset_v2;
+    pthread_mutex_lock(&lock);
+    CUcontext goes = resets || retained[device] <= 1 ? primary[device] : NULL;
+    pthread_mutex_unlock(&lock);
+    return goes;
+}
+
+/* Release and reset alike: what counts is whether the context is still there. Before it goes
+ * nobody may look at it any more. */
 CUresult on_primary_ctx_release(enum hook_index hook, CUdevice device) {
     bool gated = launch_gated() && device >= 0 && device < DEVICES;
+    CUcontext left = gated ? expected_to_go(hook, device) : NULL;
+    if (left != NULL)
+        leave(left);
     CUresult result = REAL_OF(hook, cuDevicePrimaryCtxRelease)(device);
-    if (!gated || result != CUDA_SUCCESS || is_active(device))
+    if (!gated)
         return result;
+    bool is_gone = result == CUDA_SUCCESS && !is_active(device);
     pthread_mutex_lock(&lock);
-    CUcontext gone = primary[device];
-    primary[device] = NULL;
+    CUcontext gone = is_gone ? primary[device] : NULL;
+    if (is_gone) {
+        primary[device] = NULL;
+        retained[device] = 0;
+    } else if (result == CUDA_SUCCESS && retained[device] > 0) {
+        retained[device]--;
+    }
     pthread_mutex_unlock(&lock);
+    if (gone == NULL && left != NULL)
+        know(left);
     if (gone != NULL) {
         bool others = leave(gone);
         quota_context_gone(gone);

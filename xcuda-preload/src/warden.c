@@ -67,8 +67,9 @@ static void look_after(struct lane *lane, void *context) {
 static bool look_after_groups(struct round *round) {
     round->now_ns = clock_now_ns();
     round->busy = false;
-    lane_each(look_after, round, false);
-    return round->busy;
+    round->current = NULL; /* it may be gone, and another one have its handle */
+    unsigned left_out = lane_each(look_after, round, false);
+    return round->busy || left_out > 0;
 }
 
 /* While the job is being stopped, whoever stops it wants to know when it may be killed. */
@@ -213,6 +214,14 @@ bool warden_stop_by(int signal_number) {
 void warden_retire(void) {
     pthread_mutex_lock(&at_work);
     retired = true;
+    pthread_mutex_unlock(&at_work);
+}
+
+void warden_keep_off(void) {
+    pthread_mutex_lock(&at_work);
+}
+
+void warden_let_in(void) {
     pthread_mutex_unlock(&at_work);
 }
 

@@ -18,6 +18,10 @@ bool warden_stop_by(int signal_number);
 /* From here on it makes no call to the driver. Waits until it is out of one. */
 void warden_retire(void);
 
+/* It makes none between these two. Waits until it is out of one; for ever when the process ends. */
+void warden_keep_off(void);
+void warden_let_in(void);
+
 /* In a child after fork. */
 void warden_forget(void);
 

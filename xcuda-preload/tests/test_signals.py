@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
+import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +16,6 @@ from muxflow_decisions.device.gate import GateState, JobPhase
 
 if TYPE_CHECKING:
     import subprocess
-    from pathlib import Path
 
     from conftest import GpuNode
 
@@ -406,6 +408,76 @@ def test_a_program_that_ends_with_work_in_flight_is_drained(gpu_node: GpuNode) -
         """
     )
     assert _ends_drained(gpu_node, process) == 5
+
+
+_IN_THE_DRIVER = """
+import signal, threading, time
+from driver import *
+signal.signal(signal.SIGTERM, lambda *_: None)
+context = begin()
+[spin] = functions("spin")
+memory, legacy = allocate(8), c_void_p(1)
+
+def work():
+    call("cuCtxSetCurrent", context)
+    for duration_ns in (*[1000] * 6, 400_000_000):
+        launch(spin, duration_ns, legacy)
+        if duration_ns > 1000:
+            launched.set()
+        call("cuMemcpy", c_uint64(memory), c_uint64(memory + 4), c_size_t(4))
+
+launched = threading.Event()
+threading.Thread(target=work, daemon=True).start()
+launched.wait()
+time.sleep(0.05)  # if the driver has not got the copy by then, there is less to see
+say("ready")
+"""
+
+
+def _longest(node: GpuNode, process: subprocess.Popen[str]) -> int:
+    """Of what has ended."""
+    operations = [operation for operation in node.machine.operations(0) if operation.pid == process.pid]
+    return max(operation.ran_ns for operation in operations)
+
+
+def test_a_process_of_which_a_thread_is_in_the_driver_is_not_drained(gpu_node: GpuNode) -> None:
+    process = _start(gpu_node, text=_IN_THE_DRIVER + "input()")
+    gpu_node.freeze()
+    gpu_node.order(GateState.FROZEN, JobPhase.STOP_HARD)
+    gpu_node.slot_that(process.pid, lambda slot: slot.drained)
+    assert _longest(gpu_node, process) >= 400_000_000
+
+
+def test_a_process_that_ends_waits_for_what_another_thread_has_given_to_the_driver(gpu_node: GpuNode) -> None:
+    process = _start(gpu_node, text=_IN_THE_DRIVER + "sys.exit(5)")
+    assert _ends_drained(gpu_node, process) == 5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make PID namespaces")
+def test_the_first_process_of_a_pid_namespace_ends_as_if_by_the_signal(gpu_node: GpuNode) -> None:
+    """The kernel spares it: what is left to do is to end with the status that a shell gives to that."""
+    program = "import driver, os, signal; driver.begin(); os.kill(os.getpid(), signal.SIGTERM); os._exit(os.getpid())"
+    namespace = ("unshare", "--pid", "--fork", "--kill-child")
+    status, _, errors = gpu_node.run(*namespace, "true", preload=False)
+    if status != 0:
+        pytest.skip(f"no PID namespace here: {errors}")
+    path = {"PYTHONPATH": str(Path(__file__).parent / "programs")}
+    assert gpu_node.run(*namespace, sys.executable, "-B", "-c", program, extra=path) == (128 + signal.SIGTERM, "", "")
+
+
+def test_a_copy_of_nothing_is_not_taken_for_the_end_of_what_is_in_flight(gpu_node: GpuNode) -> None:
+    process = gpu_node.python(
+        """
+        from driver import *
+        begin()
+        [spin] = functions("spin")
+        for duration_ns in (*[1000] * 6, 200_000_000):
+            call("cuCtxSynchronize")
+            launch(spin, duration_ns)
+        call("cuMemcpyDtoH_v2", ctypes.create_string_buffer(8), c_uint64(allocate(8)), c_size_t(0))
+        """
+    )
+    assert _ends_drained(gpu_node, process) == 0
 
 
 def test_who_stops_a_held_job_is_told_when_it_is_drained(gpu_node: GpuNode) -> None:
