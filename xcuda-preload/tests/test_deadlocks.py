@@ -96,10 +96,10 @@ def _ends(process: subprocess.Popen[str]) -> None:
     assert (process.returncode, output, errors) == (0, "done\n", "")
 
 
-def _is_held(node: GpuNode, process: subprocess.Popen[str]) -> None:
-    """Waits until a thread of the process has been held at a frozen gate for some time from now on."""
-    frozen_ns = node.frozen_ns(process.pid)
-    node.slot_that(process.pid, lambda slot: slot.frozen_ns > frozen_ns + 5_000_000)
+def _is_held(node: GpuNode, *processes: subprocess.Popen[str]) -> None:
+    """Waits until a thread of one of them has been held at a frozen gate for some time from now on."""
+    before_ns = {process.pid: node.frozen_ns(process.pid) for process in processes}
+    node.eventually(lambda: any(node.frozen_ns(pid) > ns + 5_000_000 for pid, ns in before_ns.items()))
 
 
 def _freeze_and_thaw(node: GpuNode, *processes: subprocess.Popen[str]) -> None:
@@ -107,8 +107,7 @@ def _freeze_and_thaw(node: GpuNode, *processes: subprocess.Popen[str]) -> None:
         for process in processes:
             node.goes_on(process.pid, 5)
         node.freeze()
-        for process in processes:
-            _is_held(node, process)
+        _is_held(node, *processes)  # another one may wait for what that one has not launched
         node.open_gate(budget_permille=budget_permille, window_us=window_us)
     for process in processes:
         node.goes_on(process.pid, 5)
