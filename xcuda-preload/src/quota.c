@@ -64,6 +64,11 @@ static bool take_now(uint64_t bytes) {
     return taken;
 }
 
+/* Rounded up: nothing that was refused is none. */
+static unsigned long long in_mib(uint64_t bytes) {
+    return bytes / (1 << 20) + (bytes % (1 << 20) != 0);
+}
+
 /* Our own pools may have let go of something; then others' may, in a while. */
 static bool take_with_patience(uint64_t bytes) {
     uint64_t quota_bytes = gate_quota_bytes();
@@ -75,8 +80,8 @@ static bool take_with_patience(uint64_t bytes) {
         if (take_now(bytes))
             return true;
     }
-    log_line("refused %llu bytes: the job's quota is %llu", (unsigned long long)bytes,
-             (unsigned long long)quota_bytes);
+    log_line("refused %llu MiB: %llu of the job's %llu MiB are left", in_mib(bytes),
+             in_mib(job_left_bytes(quota_bytes)), in_mib(quota_bytes));
     job_note_refusal(bytes);
     return false;
 }

@@ -383,6 +383,7 @@ def _explained(run: Run, ended: Ended) -> Ended:
         stopped_by=StopCause.BREACH if breach else ended.stopped_by,
         stop_reason=(stop.reason or None) if stop is not None else None,
         gpu_error=run.job.gpu_error() if run.job is not None else None,
+        refused_bytes=run.job.refused_bytes() if run.job is not None else None,
     )
 
 

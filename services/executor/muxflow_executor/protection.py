@@ -100,6 +100,11 @@ class ProtectedJob:
             time_ns=boot_ns + first.error_boottime_ns if first.error_boottime_ns is not None else 0,
         )
 
+    def refused_bytes(self) -> int | None:
+        """GPU memory that its processes were refused in all, as they tell it; None where there is no such word."""
+        usage = self.usage()
+        return sum(process.refused_bytes for process in (*usage.processes, *usage.ended)) or None
+
     def in_flight(self) -> bool:
         """Whether something that its processes have launched may still run."""
         return any(process.inflight and not process.drained for process in self.usage().processes)

@@ -280,10 +280,22 @@ def test_exit_of_a_job_that_writes_anything_into_its_slot_can_be_told(leaving: R
     with leaving.job.directory.job_page.open("r+b") as page:
         page.seek(RawJobPage.slots.offset)
         page.write(bytes(slot))
-    status = ExitStatus(code=1, gpu_error=leaving.job.gpu_error())
+    status = ExitStatus(code=1, gpu_error=leaving.job.gpu_error(), refused_bytes=leaving.job.refused_bytes())
     exited = RunExited(node="a", gpu=GPU, tenant="t", job="j", attempt=1, exit=status, ended_ns=1)
     assert status.gpu_error is not None
     assert decode(encode(exited), RunExited) == exited
+
+
+async def test_memory_that_was_refused_is_told_with_the_exit(protected: Node) -> None:
+    code = """
+slot = RawProcessSlot(owner=owner_of(os.getpid()), refused_bytes=3 << 29)
+with PAGE.open("r+b") as page:
+    page.seek(RawJobPage.slots.offset)
+    page.write(bytes(slot))
+sys.exit(1)
+"""
+    status = (await protected.exit_of(*on_gpu(code))).exit
+    assert status.describe() == "exit code 1, after it was refused 1.5 GiB of GPU memory beyond what it asked for"
 
 
 async def test_first_sticky_cuda_error_of_any_process_is_told_with_the_exit(protected: Node) -> None:

@@ -24,6 +24,11 @@ class Peak:
         while self._buckets[0][0] < bucket - _REACH_NS // _BUCKET_NS:
             self._buckets.popleft()
 
+    def forget_newest(self) -> None:
+        """Take the last readings out again, up to ten seconds of them: they turned out to be another's doing."""
+        if self._buckets:
+            self._buckets.pop()
+
     @property
     def pct(self) -> float | None:
         """Null before the first reading."""

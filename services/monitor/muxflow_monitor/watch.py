@@ -50,6 +50,8 @@ from muxflow_monitor.workloads import Workload
 log = structlog.get_logger()
 
 _SECOND_NS: Final = 1_000_000_000
+_CLOUD_NS: Final = 2 * _SECOND_NS
+"""For how long the driver's meters, which look back a second, may show what has ended."""
 _AGAIN_NS: Final = _SECOND_NS
 """A GPU that does not answer is asked again each second."""
 _RENEW_LOST_NS: Final = 60 * _SECOND_NS
@@ -138,6 +140,7 @@ class DeviceWatch:
             self._memory = msgspec.structs.replace(self._memory, epoch=page.epoch)
         self._peak = Peak()
         self._uncovered = Peak()
+        self._clouded_until_ns = 0
         self._ended: deque[OfflineJob] = deque(maxlen=_ENDED_MAX)
         self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._away = False
@@ -237,7 +240,9 @@ class DeviceWatch:
         readings = sight.readings
         there = {job.name for job in sight.jobs}
         self._ended.extend(job for job in self.view.jobs if job.name not in there)
-        if readings.online_activity_pct is not None:
+        if self._is_clouded(sight):
+            pass  # what a job does unheld looks like the online side's, and would be forecast as such
+        elif readings.online_activity_pct is not None:
             self._peak.take(readings.now_ns, readings.online_activity_pct)
             uncovered_pct = 0.0 if readings.online_beacons else readings.online_activity_pct
             self._uncovered.take(readings.now_ns, uncovered_pct)
@@ -246,6 +251,16 @@ class DeviceWatch:
             self._note_slowdown(readings.throttle_reasons)
         self._advance(Read(readings=readings), sight)
         self._conduct.take(sight.conduct, now_ns=readings.now_ns)
+
+    def _is_clouded(self, sight: Sight) -> bool:
+        """Whether a process of a job that nothing holds is, or just was, part of what the device's meters show."""
+        now_ns = sight.readings.now_ns
+        if any(not resident.held for job in sight.conduct for resident in job.residents):
+            if now_ns >= self._clouded_until_ns:  # it was on the GPU before the driver listed it
+                self._peak.forget_newest()
+                self._uncovered.forget_newest()
+            self._clouded_until_ns = now_ns + _CLOUD_NS
+        return now_ns < self._clouded_until_ns
 
     def _advance(self, stimulus: Stimulus, sight: Sight | None = None, *, alerts: bool = True) -> None:
         """Let the machine decide, and do as it says: the gate first, then the words."""

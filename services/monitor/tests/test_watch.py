@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from muxflow.contracts import DeviceAlert, DeviceCondition, DeviceFault, DeviceState, Event, Gpu
 from muxflow_decisions.device import FROZEN, DeviceMemory, DevicePolicy, Readings
-from muxflow_decisions.device.conduct import ConductPolicy
+from muxflow_decisions.device.conduct import ConductPolicy, JobSight, Resident
 from muxflow_device.attribution.jobs import OfflineJob
 from muxflow_device.attribution.processes import Crowd
 from muxflow_device.nvml import VERSION_MISMATCH, NvmlUnavailable, Trouble
@@ -43,6 +43,8 @@ class Driver(Observer):
         self.renewals: list[int] = []
         self.renewal_fails: NvmlUnavailable | None = None
         self.jobs: tuple[OfflineJob, ...] = ()
+        self.online_activity_pct = 0.0
+        self.conduct: tuple[JobSight, ...] = ()
 
     # as an observer
 
@@ -58,11 +60,11 @@ class Driver(Observer):
             now_ns=time.monotonic_ns(),
             memory_used_bytes=0,
             memory_total_bytes=2**34,
-            online_activity_pct=0.0,
+            online_activity_pct=self.online_activity_pct,
             online_present=False,
             throttle_reasons=self.throttle_reasons,
         )
-        return Sight(readings=readings, crowd=Crowd(()), shared=False, jobs=self.jobs)
+        return Sight(readings=readings, crowd=Crowd(()), shared=False, jobs=self.jobs, conduct=self.conduct)
 
     def close(self) -> None:
         pass
@@ -267,3 +269,16 @@ def test_an_attempt_on_a_gpu_that_is_away_for_a_while_has_not_ended(bench: Bench
     bench.driver.away = None
     bench.until(lambda: bench.watch.view.jobs, "the attempt again")
     assert bench.watch.take_ended() == ()
+
+
+def test_what_a_job_does_unheld_is_not_forecast_as_the_online_sides(bench: Bench) -> None:
+    """Else the next job got a share of the SMs as if the online side had been that busy."""
+    bench.driver.online_activity_pct = 96.0  # the driver lists its process a moment later
+    bench.until(lambda: bench.watch.view.peak_pct == 96.0, "a peak")
+    loose = Resident(owner=1, pid=1, name="python3", held=False, memory_bytes=None)
+    bench.driver.conduct = (JobSight(job="default.sheds.1", quota_bytes=None, residents=(loose,)),)
+    bench.until(lambda: bench.watch.view.peak_pct != 96.0, "it is another's doing")
+    bench.looked(2)
+    bench.driver.conduct = ()  # its activity is still in what the meters show
+    bench.looked(2)
+    assert bench.watch.view.peak_pct in (None, 0.0)

@@ -168,6 +168,9 @@ class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Why MuxFlow asked, in words for people; null when it did not, or did not say."""
     gpu_error: GpuError | None = None
     """The first of its processes' sticky CUDA errors; null when there was none, or nobody saw it."""
+    refused_bytes: Annotated[int, Meta(ge=0)] | None = None
+    """GPU memory that its processes were refused because the job had not asked for so much, each attempt to get it
+    counted; null when there was none, or nobody saw it."""
 
     @property
     def succeeded(self) -> bool:
@@ -181,6 +184,8 @@ class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
         words = self._how()
         if self.gpu_error is not None:
             words = f"{words}, after {self.gpu_error.describe()}"
+        if self.refused_bytes and not self.succeeded and self.stopped_by is None:
+            words += f", after it was refused {_mebibytes(self.refused_bytes)} of GPU memory beyond what it asked for"
         if self.stopped_by is StopCause.BREACH and self.stop_reason:
             words = f"{words}: {self.stop_reason}"
         return words
@@ -194,6 +199,10 @@ class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
         if self.signal is not None:
             return f"killed by {self.signal}{by}"
         return f"exit code {self.code}{by}"
+
+
+def _mebibytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{max(1, round(size_bytes / 2**20))} MiB"
 
 
 class JobFinished(Event, frozen=True, kw_only=True):

@@ -119,9 +119,8 @@ def _cause(
     for resident in _loose(job):
         if now_ns - loose[resident.owner] >= policy.unprotected_after_s * _SECOND_NS:
             return (
-                f"process {resident.pid} ({resident.name}) is on the GPU without xCUDA: either what started it did not "
-                "keep LD_PRELOAD, XCUDA_JOB_DIR and XCUDA_DEVICE_DIR in its environment, or xCUDA could not take its "
-                "place in the job's page, which needs a free file descriptor, /proc and process_vm_writev"
+                f"process {resident.pid} ({resident.name}) is on the GPU without xCUDA: keep LD_PRELOAD and XCUDA_* in "
+                "the environment of what the job starts (if they are kept: xCUDA needs /proc and a free descriptor)"
             )
     if job.job in beyond and now_ns - beyond[job.job] >= policy.memory_after_s * _SECOND_NS:
         return (
