@@ -31,6 +31,8 @@ _OPEN: Final = Gate(state=GateState.OPEN, budget_permille=1000, window_us=65_535
 _OURS: Final = ("XCUDA_", "CUDA_MPS_")
 """What decides whether a job is protected is not the job's to set."""
 _ALLOWED: Final = frozenset({"XCUDA_LOG"})
+_MOST_BYTES: Final = 2**53
+"""More is not told: what a job writes into its page is no reason for an event that nobody can read."""
 _BELOW_NORMAL: Final = "1"
 """CUDA_MPS_CLIENT_PRIORITY: 0 is normal, 1 is below; the driver takes it for a hint."""
 
@@ -103,7 +105,8 @@ class ProtectedJob:
     def refused_bytes(self) -> int | None:
         """GPU memory that its processes were refused in all, as they tell it; None where there is no such word."""
         usage = self.usage()
-        return sum(process.refused_bytes for process in (*usage.processes, *usage.ended)) or None
+        refused_bytes = sum(process.refused_bytes for process in (*usage.processes, *usage.ended))
+        return min(refused_bytes, _MOST_BYTES) or None
 
     def in_flight(self) -> bool:
         """Whether something that its processes have launched may still run."""

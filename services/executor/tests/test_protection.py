@@ -279,7 +279,7 @@ def test_exit_of_a_job_that_writes_anything_into_its_slot_can_be_told(leaving: R
     slot.owner, slot.last_error = owner_of(os.getpid()), error
     with leaving.job.directory.job_page.open("r+b") as page:
         page.seek(RawJobPage.slots.offset)
-        page.write(bytes(slot))
+        page.write(2 * bytes(slot))
     status = ExitStatus(code=1, gpu_error=leaving.job.gpu_error(), refused_bytes=leaving.job.refused_bytes())
     exited = RunExited(node="a", gpu=GPU, tenant="t", job="j", attempt=1, exit=status, ended_ns=1)
     assert status.gpu_error is not None

@@ -168,7 +168,7 @@ class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Why MuxFlow asked, in words for people; null when it did not, or did not say."""
     gpu_error: GpuError | None = None
     """The first of its processes' sticky CUDA errors; null when there was none, or nobody saw it."""
-    refused_bytes: Annotated[int, Meta(ge=0)] | None = None
+    refused_bytes: Bytes | None = None
     """GPU memory that its processes were refused because the job had not asked for so much, each attempt to get it
     counted; null when there was none, or nobody saw it."""
 
