@@ -145,7 +145,14 @@ def test_with_the_monitor_dead_offline_launches_freeze_and_go_on_with_the_next(n
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("names", [*((name,) for name in SERVICES), SERVICES], ids=[*SERVICES, "all"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param((name,), id=name, marks=[] if name in ("monitor", "server") else pytest.mark.soak)
+        for name in SERVICES
+    ]
+    + [pytest.param(SERVICES, id="all")],
+)
 def test_the_online_side_notices_nothing_when_services_are_killed_in_a_burst(
     node: ProtectedMachine, names: tuple[str, ...]
 ) -> None:
