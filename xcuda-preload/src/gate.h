@@ -37,8 +37,10 @@ void gate_start(void);
 void gate_forget(void);
 struct gate_look gate_look(int64_t now_ns);
 
-/* Looks at the files again, and whether the monitor is alive. One thread at a time. */
+/* Looks at the files again. One thread at a time. */
 void gate_refresh(void);
+
+/* Looks whether the monitor is alive. Any thread; two at once may both log what they see. */
 void gate_age(int64_t now_ns);
 
 /* From job control. */

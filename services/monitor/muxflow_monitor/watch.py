@@ -240,9 +240,8 @@ class DeviceWatch:
         readings = sight.readings
         there = {job.name for job in sight.jobs}
         self._ended.extend(job for job in self.view.jobs if job.name not in there)
-        if self._is_clouded(sight):
-            pass  # what a job does unheld looks like the online side's, and would be forecast as such
-        elif readings.online_activity_pct is not None:
+        clouded = self._is_clouded(sight)  # what a job does unheld would be forecast as the online side's
+        if readings.online_activity_pct is not None and not clouded:
             self._peak.take(readings.now_ns, readings.online_activity_pct)
             uncovered_pct = 0.0 if readings.online_beacons else readings.online_activity_pct
             self._uncovered.take(readings.now_ns, uncovered_pct)
